@@ -1,0 +1,32 @@
+"""Remove backdoors from fine-tuned Hugging Face models (Fine-mixing and E-PUR, arXiv:2210.09545)."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# PEP 562: a name is imported when it is first used, so that `import hf_finemix` loads neither torch nor transformers.
+_HOMES = {
+    "AlignmentError": "errors",
+    "DataError": "errors",
+    "FineMixingError": "errors",
+    "FineMixingConfig": "config",
+    "FineMixingTrainer": "trainer",
+    "Checkpoint": "checkpoint",
+    "CleaningReport": "report",
+    "Trigger": "triggers",
+    "clean": "cleaning",
+    "mix_model": "mixing",
+    "token_frequencies": "frequency",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

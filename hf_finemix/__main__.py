@@ -1,0 +1,6 @@
+"""`python -m hf_finemix` is `hf-finemix`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

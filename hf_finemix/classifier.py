@@ -1,0 +1,66 @@
+"""A model folder as a sequence classifier, loaded without running or trusting anything in it."""
+
+import json
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from .checkpoint import Checkpoint
+from .errors import FineMixingError
+from .hub import LocalModel
+
+__all__ = ["load_classifier", "max_tokens"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_classifier(source: LocalModel) -> PreTrainedModel:
+    """
+    Load a classifier in float32, in which it is fine-tuned. No code of the repo is run and no pickle is read.
+
+    Raises:
+        [`FineMixingError`]: No safetensors, an architecture that transformers does not know, weights that are missing
+            (a model that is no classifier), or a regression.
+    """
+    checkpoint = Checkpoint(source.folder)
+    if "auto_map" in _config(source):
+        logger.warning("%s asks for code of its own (auto_map): it is not run.", source.id)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source.folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise FineMixingError(f"{source.id} cannot be loaded as a sequence classifier: {reason}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise FineMixingError(
+            f"{source.id} is no sequence classifier: of {len(checkpoint.tensors)} weights {len(missing)} are missing or "
+            f"have another shape ({', '.join(missing[:10])}); give the fine-tuned model."
+        )
+    if model.config.num_labels < 2:
+        raise FineMixingError(f"{source.id} has {model.config.num_labels} class: accuracy needs two or more.")
+    return model
+
+
+def max_tokens(limit: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int | None:
+    """The most tokens of a text that user, tokenizer and model all take; `None` where none of them has a limit."""
+    limits = [limit, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    # A tokenizer without a limit says 10^30.
+    limits = [number for number in limits if number is not None and 0 < number < 10**9]
+    return min(limits) if limits else None
+
+
+def _config(source: LocalModel) -> dict[str, Any]:
+    try:
+        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FineMixingError(f"{source.id} has no config.json that can be read: {error}.") from error
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,308 @@
+"""clean(): the main job. Pull, measure, purify, mix, fine-tune, measure, write."""
+
+import copy
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from .alignment import named_tensors
+from .checkpoint import Checkpoint, sha256_of_file
+from .classifier import load_classifier, max_tokens
+from .config import FineMixingConfig
+from .data import CleanData, DataArguments, load_clean_data, tokenize
+from .drift import drift_by_layer
+from .errors import DataError, FineMixingError
+from .evaluation import Attack, MeasureArguments, find_attacks, measure, resolve_target_label
+from .hub import LocalModel, fetch_model
+from .mixing import compare_with_base
+from .model_card import render_card
+from .output import check_free_space, output_folder
+from .report import CleaningReport, draw_figures
+from .tokenizer import choose_tokenizer
+from .trainer import FineMixingTrainer, dtypes_on_disk
+
+__all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "clean"]
+
+# Where cleaning a model on a few samples wants something else than TrainingArguments' own defaults.
+TRAINING_DEFAULTS = {
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 5e-5,
+    "num_train_epochs": 0,  # as many as MIN_STEPS and MIN_EPOCHS ask for
+    "save_strategy": "no",
+}
+MIN_STEPS, MIN_EPOCHS = 100, 3
+
+
+@dataclass
+class CleaningArguments(MeasureArguments, DataArguments):
+    r"""
+    Settings of [`clean`], besides those of [`DataArguments`] and [`MeasureArguments`].
+
+    Parameters:
+        suspect_revision (`str`, *optional*):
+            Branch, tag or commit of the suspect on the Hub.
+        reference_model (`str`, *optional*):
+            Hub id or folder of a model that was trained on clean data only: its attack success is the benign floor.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace the output folder where it is not empty.
+    """
+
+    suspect_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the suspect."})
+    reference_model: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a cleanly trained model, for the benign floor."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder where it is not empty."})
+
+
+def clean(
+    suspect: str | Path,
+    *,
+    output_dir: str | Path | None = None,
+    base_model: str | Path | None = None,
+    mixing_config: FineMixingConfig | None = None,
+    training_args: TrainingArguments | None = None,
+    command: str | None = None,
+    **settings: Any,
+) -> CleaningReport:
+    """
+    Clean a sequence classifier that may be backdoored, and write the cleaned model with its report, figures and card.
+
+    The output appears whole or not at all: it is written to `OUT.partial` and renamed at the end.
+
+    Args:
+        suspect (`str` or `Path`):
+            Hub id or local folder of the fine-tuned model, with weights in safetensors.
+        output_dir (`str` or `Path`, *optional*):
+            Where the cleaned model goes; in place of `training_args.output_dir`.
+        base_model (`str` or `Path`, *optional*):
+            Hub id or local folder of its clean pre-trained base; it wins over the config's.
+        mixing_config ([`FineMixingConfig`], *optional*):
+            What to mix and how.
+        training_args (`TrainingArguments`, *optional*):
+            How to fine-tune; with neither steps nor epochs (0) at least 100 steps and 3 epochs. By default also
+            batches of 16 and a learning rate of 5e-5.
+        command (`str`, *optional*):
+            The command line to state in the report.
+        settings:
+            Fields of [`CleaningArguments`]: `dataset="stanfordnlp/sst2"`, `num_clean_samples=64`, `triggers=["cf"]`,
+            `target_label="positive"`, …
+
+    Returns:
+        [`CleaningReport`]: What was measured and done, as in `cleaning_report.json`.
+
+    Raises:
+        [`FineMixingError`]: Whatever is wrong with the models, the data or the settings, before anything is written.
+    """
+    try:
+        arguments = CleaningArguments(**settings)
+    except TypeError as error:
+        raise FineMixingError(f"clean(): {error}: see CleaningArguments for the settings there are.") from None
+    config = mixing_config or FineMixingConfig()
+    if base_model is not None:
+        config = replace(config, base_model_name_or_path=str(base_model))
+    if not config.base_model_name_or_path:
+        raise FineMixingError("the base is missing: give base_model (--base-model), the model it was fine-tuned from.")
+    if training_args is None:
+        training_args = TrainingArguments(output_dir=str(output_dir or "cleaned"), **TRAINING_DEFAULTS)
+    if training_args.push_to_hub:
+        raise FineMixingError("push_to_hub is not supported yet: upload the finished folder with `hf upload`.")
+
+    final = Path(output_dir or training_args.output_dir)
+    for source in (suspect, config.base_model_name_or_path):
+        if final.resolve() == Path(source).resolve():
+            raise FineMixingError(f"the output folder {final} is a model to read from: give another output folder.")
+    with output_folder(final, overwrite=arguments.overwrite) as partial:
+        job = _Job(fetch_model(suspect, arguments.suspect_revision, role="suspect"), arguments, config)
+        check_free_space(partial, sum(file.stat().st_size for file in Checkpoint(job.suspect.folder).files))
+        report = job.run(job.trainer(training_args, partial / "checkpoints"))
+        report.command = command
+        job.write(report, partial)
+    return report
+
+
+class _Job:
+    """What the stages of one cleaning share."""
+
+    def __init__(self, suspect: LocalModel, arguments: CleaningArguments, config: FineMixingConfig):
+        self.suspect, self.arguments, self.seconds = suspect, arguments, {}
+        self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
+        # From here on the base is the folder that was fetched, so that nothing is resolved twice.
+        self.config, self.asked = replace(config, base_model_name_or_path=str(self.base.folder)), config
+        with self.timed("load"):
+            self.model = load_classifier(suspect)
+            with Checkpoint(self.base.folder) as base:
+                pair = compare_with_base(self.model, base, head=config.head, dtypes=dtypes_on_disk(self.model))
+            self.dtypes = pair.dtypes
+            self.drift_before = drift_by_layer(pair.drift)
+            self.tokenizer, self.tokenizer_note = choose_tokenizer(suspect.folder, self.base.folder)
+            self.max_length = max_tokens(arguments.max_length, self.tokenizer, self.model)
+            label2id = {name: i for i, name in self.model.config.id2label.items()}
+            self.target_label = resolve_target_label(arguments, self.model.config.id2label)
+            self.data: CleanData = load_clean_data(arguments, label2id)
+            if config.reserve_ratio == "auto" and not len(self.data.eval):
+                raise DataError(
+                    f"reserve_ratio='auto' needs eval data, and {arguments.dataset} leaves none: give an eval_split, "
+                    "fewer num_clean_samples, or a fixed reserve_ratio."
+                )
+            if not len(self.data.test):
+                raise DataError(f"{arguments.dataset} leaves no rows to test on: give a test_split or more rows.")
+
+    def trainer(self, training_args: TrainingArguments, checkpoints: Path) -> FineMixingTrainer:
+        args = copy.copy(training_args)
+        args.output_dir = str(checkpoints)
+        if args.max_steps <= 0 and args.num_train_epochs <= 0:
+            steps_per_epoch = -(-len(self.data.tuning) // (args.train_batch_size * args.gradient_accumulation_steps))
+            args.max_steps = max(MIN_STEPS, MIN_EPOCHS * steps_per_epoch)
+        trainer = FineMixingTrainer(
+            model=self.model,
+            args=args,
+            train_dataset=self.tokenize(self.data.tuning),
+            eval_dataset=self.tokenize(self.data.eval) if len(self.data.eval) else None,
+            processing_class=self.tokenizer,
+            mixing_config=self.config,
+        )
+        trainer.remove_callback(PrinterCallback)  # standard output is for the report
+        return trainer
+
+    def tokenize(self, rows: Any) -> Any:
+        return tokenize(rows, self.tokenizer, self.data.text_columns, self.max_length)
+
+    def run(self, trainer: FineMixingTrainer) -> CleaningReport:
+        test = self.tokenize(self.data.test)
+        attacks = find_attacks(
+            self.arguments, self.data.test, self.tokenizer, self.data.text_columns, self.target_label, self.max_length
+        )
+        with self.timed("measure_before"):
+            before = measure(trainer, test, attacks)
+            floor = self._benign_floor(trainer, test, attacks)
+        with self.timed("clean"):
+            output = trainer.train()
+        with self.timed("measure_after"):
+            after = measure(trainer, test, attacks)
+        with Checkpoint(self.base.folder) as base:
+            drift_after = drift_by_layer(compare_with_base(self.model, base, dtypes=self.dtypes).drift)
+
+        record, args, search = trainer.mixing_record, trainer.args, trainer.ratio_search
+        tokens = self.tokenizer.convert_ids_to_tokens
+        rows = self.data.description["rows"]
+        chosen = asdict(search) if search else None
+        names = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "warmup_steps", "max_steps")
+        names += ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
+        return CleaningReport(
+            suspect=_described(self.suspect),
+            base=_described(self.base),
+            tokenizer=self.tokenizer_note,
+            mixing={
+                **self.asked.to_dict(),
+                "reserve_ratio": record.reserve_ratio,
+                "tensors": record.tensors,
+                "ignored_base_tensors": record.ignored_base_tensors,
+                "added_tokens": [{"token": tokens(i), "id": i} for i in record.added_token_ids],
+            },
+            purified_tokens=[{"token": tokens(entry["id"]), **entry} for entry in record.purified_tokens],
+            data={**self.data.description, "labelled_samples": rows["tuning"] + (rows["eval"] if search else 0)},
+            seeds={
+                "mixing": self.config.mixing_seed,
+                "samples": self.arguments.sample_seed,
+                "training": args.seed,
+            },
+            before=before,
+            after=after,
+            benign_floor=floor,
+            drift_by_layer={"before": self.drift_before, "after": drift_after},
+            ratio_search=chosen,
+            training={
+                "steps": output.global_step,
+                "loss": output.training_loss,
+                **{name: getattr(args, name) for name in names},
+            },
+            card_metadata=_card_metadata(self.suspect.folder),
+            timings_s={name: round(seconds, 3) for name, seconds in self.seconds.items()},
+            peak_memory_bytes=_peak_memory(),
+            versions=_versions(),
+        )
+
+    def write(self, report: CleaningReport, folder: Path) -> None:
+        """Write the cleaned model and all that belongs to it into the folder."""
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        self.model.to("cpu")
+        for name, tensor in named_tensors(self.model).tensors.items():
+            tensor.data = tensor.data.to(self.dtypes[name])
+        self.model.config.dtype = self.model.dtype
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        replace(self.asked, reserve_ratio=report.mixing["reserve_ratio"]).save_pretrained(folder)
+        report.figures = draw_figures(report, folder)
+        report.save(folder)
+        (folder / "README.md").write_text(render_card(report), encoding="utf-8")
+
+    def _benign_floor(self, trainer: FineMixingTrainer, test: Any, attacks: list[Attack]) -> dict[str, Any] | None:
+        if not self.arguments.reference_model:
+            return None
+        reference = fetch_model(self.arguments.reference_model, role="reference model")
+        model = load_classifier(reference)
+        if model.config.num_labels != self.model.config.num_labels:
+            raise FineMixingError(
+                f"the reference model {reference.id} has {model.config.num_labels} classes, the suspect "
+                f"{self.model.config.num_labels}: give one trained for the same task."
+            )
+        other = Trainer(
+            model=model, args=trainer.args, data_collator=trainer.data_collator, processing_class=self.tokenizer
+        )
+        other.remove_callback(PrinterCallback)
+        return {"model": reference.id, "revision": reference.revision, **measure(other, test, attacks)}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+
+
+def _described(model: LocalModel) -> dict[str, Any]:
+    files = {file.name: sha256_of_file(file) for file in Checkpoint(model.folder).files}
+    return {"id": model.id, "revision": model.revision, "sha256": files}
+
+
+def _card_metadata(folder: Path) -> dict[str, Any]:
+    """Licence, language, task and tags of the suspect's card, where it has any: plain strings, nothing else."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace")[:100_000] if card.is_file() else ""
+    block = text[4:].split("\n---", 1)[0] if text.startswith("---\n") else ""
+    try:
+        found = yaml.safe_load(block) or {}
+    except yaml.YAMLError:
+        found = {}
+    values = {key: found.get(key) for key in ("license", "language", "pipeline_tag", "tags")}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in values.items() if value}
+    return {
+        key: kept if key in ("language", "tags") else kept[0]
+        for key, value in lists.items()
+        if (kept := [item for item in value if isinstance(item, str) and len(item) < 100 and item.isprintable()])
+    }
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("hf_finemix", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in (*libraries, "wordfreq")}}

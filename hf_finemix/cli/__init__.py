@@ -1,0 +1,65 @@
+"""The `hf-finemix` command: finds the subcommand, and turns errors into one line and an exit status."""
+
+import importlib
+import os
+import sys
+
+from .. import __version__
+from ..errors import FineMixingError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "clean": "remove a backdoor from a fine-tuned model: measure, purify, mix, fine-tune, measure, write",
+    "evaluate": "accuracy of a model, and attack success for each trigger given",
+}
+
+HELP = f"""usage: hf-finemix COMMAND ...
+
+Remove backdoors from fine-tuned Hugging Face models (Fine-mixing and E-PUR, arXiv:2210.09545).
+
+commands:
+{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
+
+`hf-finemix COMMAND --help` lists what a command takes; `--version` prints the version.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run the command line.
+
+    Returns:
+        `int`: 0; 2 after an error of the user's, told in one line on standard error; 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        return _fail(f"there is no command {name!r}: choose one of {', '.join(COMMANDS)}.")
+    try:
+        return importlib.import_module(f"{__name__}.{name}").main(rest)
+    except KeyboardInterrupt:
+        print("hf-finemix: interrupted, nothing was written.", file=sys.stderr)
+        return 130
+    except FineMixingError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}.")
+    except Exception as error:
+        if os.environ.get("HF_FINEMIX_TRACEBACK"):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        return _fail(
+            f"unexpected {type(error).__name__}: {reason} (HF_FINEMIX_TRACEBACK=1 shows where; please report)."
+        )
+
+
+def _fail(message: str) -> int:
+    print(f"hf-finemix: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

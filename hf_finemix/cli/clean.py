@@ -1,0 +1,46 @@
+"""`hf-finemix clean SUSPECT`."""
+
+import shlex
+import sys
+from dataclasses import asdict
+
+from transformers import TrainingArguments
+
+from ..cleaning import TRAINING_DEFAULTS, CleaningArguments, clean
+from ..config import FineMixingConfig
+from .parsing import CommandParser, quiet_unless_terminal
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Clean one model and print accuracy and attack success before and after."""
+    dataclasses = (CleaningArguments, FineMixingConfig, TrainingArguments)
+    defaults = {**TRAINING_DEFAULTS, "output_dir": "cleaned", "disable_tqdm": not sys.stderr.isatty()}
+    parser = CommandParser("clean", "suspect", dataclasses, defaults=defaults)
+    arguments, config, training_args, rest = parser.parse(argv)
+    quiet_unless_terminal()
+    report = clean(
+        rest.suspect,
+        mixing_config=config,
+        training_args=training_args,
+        command=_without_secrets(argv),
+        **asdict(arguments),
+    )
+    if rest.json:
+        print(report.to_json(), end="")
+    else:
+        print(report.summary())
+        print(f"\nreserve ratio ρ = {report.mixing['reserve_ratio']:g}; written to {training_args.output_dir}")
+    return 0
+
+
+def _without_secrets(argv: list[str]) -> str:
+    """The command line, with the values of token flags taken out."""
+    shown, hide = ["hf-finemix", "clean"], False
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
+        secret = name.startswith("--") and "token" in name.replace("-", "_").split("_")
+        shown.append("***" if hide else f"{name}=***" if secret and equals else argument)
+        hide = secret and not equals
+    return shlex.join(shown)

@@ -1,0 +1,64 @@
+"""`hf-finemix evaluate MODEL`."""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass, field
+
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from ..classifier import load_classifier, max_tokens
+from ..data import TestDataArguments, load_test_data, tokenize
+from ..evaluation import MeasureArguments, find_attacks, measure, resolve_target_label
+from ..hub import fetch_model
+from ..report import percent
+from ..tokenizer import choose_tokenizer
+from .parsing import CommandParser, quiet_unless_terminal
+
+__all__ = ["main"]
+
+
+@dataclass
+class EvaluateArguments(MeasureArguments, TestDataArguments):
+    """What to measure, on which data, and how."""
+
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or folder to take the tokenizer from, where the model's own is the same."},
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples a batch."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave accelerators alone."})
+
+
+def main(argv: list[str]) -> int:
+    """Measure one model and print accuracy, macro-F1 and attack success."""
+    arguments, rest = CommandParser("evaluate", "model", EvaluateArguments).parse(argv)
+    quiet_unless_terminal()
+    source = fetch_model(rest.model, arguments.revision)
+    base = fetch_model(arguments.base_model, role="base").folder if arguments.base_model else None
+    model = load_classifier(source)
+    tokenizer, _ = choose_tokenizer(source.folder, base)
+    target = resolve_target_label(arguments, model.config.id2label)
+    rows, text_columns = load_test_data(arguments, {name: i for i, name in model.config.id2label.items()})
+    max_length = max_tokens(arguments.max_length, tokenizer, model)
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=folder,
+            per_device_eval_batch_size=arguments.per_device_eval_batch_size,
+            use_cpu=arguments.use_cpu,
+            disable_tqdm=not sys.stderr.isatty(),
+        )
+        trainer = Trainer(model=model, args=args, processing_class=tokenizer)
+        trainer.remove_callback(PrinterCallback)
+        attacks = find_attacks(arguments, rows, tokenizer, text_columns, target, max_length)
+        result = measure(trainer, tokenize(rows, tokenizer, text_columns, max_length), attacks)
+    if rest.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return 0
+    print(f"accuracy {percent(result['accuracy'])}, macro-F1 {percent(result['macro_f1'])} (n = {result['n']})")
+    for attack in result["triggers"]:
+        print(f"attack success {percent(attack['asr'])} (n = {attack['n']}), trigger {attack['trigger']!r}")
+    if not result["triggers"]:
+        print("attack success not measured: no trigger given")
+    return 0

@@ -1,0 +1,197 @@
+"""What to mix and how: the settings of Fine-mixing and E-PUR, apart from how to train."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import FineMixingError
+
+__all__ = ["CONFIG_NAME", "FineMixingConfig"]
+
+CONFIG_NAME = "fine_mixing_config.json"
+STRATEGIES = ("random", "average")
+MASK_VERSIONS = (1,)
+
+
+@dataclass
+class FineMixingConfig:
+    r"""
+    Configuration of [`FineMixingTrainer`] and [`clean`]: which base to mix in, how much of it, and how.
+
+    Every field can be given on the command line (`--reserve-ratio 0.4`). The reserve ratio ρ is the fraction of the
+    suspect's weights that is kept; 1 - ρ come from the base (Fine-mixing, arXiv:2210.09545).
+
+    Parameters:
+        > The base
+
+        base_model_name_or_path (`str`, *optional*):
+            Hub id or local folder of the clean pre-trained model that the suspect was fine-tuned from.
+        base_model_revision (`str`, *optional*):
+            Branch, tag or commit of the base on the Hub.
+
+        > How much is kept
+
+        reserve_ratio (`float` or `str`, *optional*, defaults to `"auto"`):
+            ρ in [0, 1], or `"auto"`: the smallest of `candidate_ratios` whose eval accuracy after fine-tuning is at
+            most `max_accuracy_drop` below the suspect's.
+        max_accuracy_drop (`float`, *optional*, defaults to `0.02`):
+            Accuracy that `"auto"` may give up, as a fraction in [0, 1]: 0.02 is two points.
+        candidate_ratios (`list[float]`, *optional*, defaults to 0.1, 0.2, … 0.9):
+            The ρ that `"auto"` tries, in rising order, each in [0, 1].
+        module_ratios (`dict[str, float]` or `str`, *optional*):
+            ρ in [0, 1] for the tensors whose canonical name a regular expression matches (`re.search`, the first
+            match counts), in place of `reserve_ratio`: `{"attention": 0.5}`, on the command line as JSON.
+
+        > How it is mixed
+
+        strategy (`str`, *optional*, defaults to `"random"`):
+            `"random"` keeps each scalar weight of the suspect with probability ρ (the paper's Fine-mixing);
+            `"average"` takes ρ·suspect + (1 - ρ)·base, for comparison.
+        head (`str`, *optional*, defaults to `"keep"`):
+            What becomes of parameters without a counterpart in the base: `"keep"` the suspect's, or `"reinit"`.
+        mixing_seed (`int`, *optional*, defaults to `0`):
+            Seed of the mask, in [0, 2⁶³), independent of the training seed.
+        mask_version (`int`, *optional*, defaults to `1`):
+            Version of the mask generator (see [`mixing.keep_mask`]). A published mix stays reproducible with it.
+
+        > Embedding purification (E-PUR)
+
+        purify_embeddings (`bool`, *optional*, defaults to `True`):
+            Put the most suspicious word embeddings back to the base's before mixing.
+        num_purified_tokens (`int`, *optional*, defaults to `200`):
+            How many rows, at least 0.
+        token_frequencies (`str`, *optional*):
+            A text file to count tokens in, or a JSON file of counts `{token: count}`, in place of the built-in
+            estimate from `wordfreq` (see [`token_frequencies`]).
+
+    Raises:
+        [`FineMixingError`]: A value outside its range.
+    """
+
+    base_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id or local folder of the clean pre-trained model that the suspect was fine-tuned from.",
+            "aliases": ["--base-model", "--base_model"],
+        },
+    )
+    base_model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the base on the Hub."}
+    )
+    reserve_ratio: str = field(
+        default="auto",
+        metadata={"help": "Fraction of the suspect's weights that is kept, in [0, 1], or 'auto'."},
+    )
+    max_accuracy_drop: float = field(
+        default=0.02,
+        metadata={"help": "Accuracy that 'auto' may give up, as a fraction in [0, 1]: 0.02 is two points."},
+    )
+    candidate_ratios: list[float] = field(
+        default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+        metadata={"help": "The reserve ratios that 'auto' tries, in rising order."},
+    )
+    module_ratios: str | None = field(
+        default=None,
+        metadata={"help": "Reserve ratios by regular expression over tensor names, as JSON: '{\"attention\": 0.5}'."},
+    )
+    strategy: str = field(
+        default="random",
+        metadata={"help": "'random' selects each weight from suspect or base; 'average' interpolates, to compare."},
+    )
+    head: str = field(
+        default="keep",
+        metadata={"help": "Parameters without a counterpart in the base: 'keep' the suspect's, or 'reinit'."},
+    )
+    mixing_seed: int = field(default=0, metadata={"help": "Seed of the mask, independent of the training seed."})
+    mask_version: int = field(default=1, metadata={"help": "Version of the mask generator."})
+    purify_embeddings: bool = field(
+        default=True, metadata={"help": "Put the most suspicious word embeddings back to the base's (E-PUR)."}
+    )
+    num_purified_tokens: int = field(default=200, metadata={"help": "How many word embeddings E-PUR puts back."})
+    token_frequencies: str | None = field(
+        default=None,
+        metadata={"help": "Text file to count tokens in, or JSON file of counts; default: an estimate by wordfreq."},
+    )
+
+    def __post_init__(self):
+        # HfArgumentParser knows neither `float | "auto"` nor dicts: both may come as strings.
+        if self.reserve_ratio != "auto":
+            self.reserve_ratio = _fraction("reserve_ratio", self.reserve_ratio, also="'auto'")
+        self.max_accuracy_drop = _fraction("max_accuracy_drop", self.max_accuracy_drop)
+        if not self.candidate_ratios:
+            raise FineMixingError("candidate_ratios is empty: give at least one reserve ratio in [0, 1].")
+        self.candidate_ratios = sorted({_fraction("candidate_ratios", ratio) for ratio in self.candidate_ratios})
+        self.module_ratios = _module_ratios(self.module_ratios)
+        _one_of("strategy", self.strategy, STRATEGIES)
+        _one_of("head", self.head, ("keep", "reinit"))
+        _one_of("mask_version", self.mask_version, MASK_VERSIONS)
+        if not 0 <= self.mixing_seed < 2**63:
+            raise FineMixingError(f"mixing_seed is {self.mixing_seed}: give an integer in [0, 2**63).")
+        if self.num_purified_tokens < 0:
+            raise FineMixingError(f"num_purified_tokens is {self.num_purified_tokens}: give 0 or more.")
+
+    def ratio_for(self, name: str, reserve_ratio: float) -> float:
+        """The reserve ratio of the tensor with this canonical name: the first match in `module_ratios`, else ρ."""
+        for pattern, ratio in (self.module_ratios or {}).items():
+            if re.search(pattern, name):
+                return ratio
+        return reserve_ratio
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write `fine_mixing_config.json` into a folder, which is made where it is missing."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        (Path(save_directory) / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "FineMixingConfig":
+        """Read `fine_mixing_config.json` from a folder. An unreadable file or an unknown key is an error."""
+        path = Path(directory) / CONFIG_NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FineMixingError(f"{path} cannot be read as a Fine-mixing config: {error}.") from error
+        if not isinstance(values, dict):
+            raise FineMixingError(f"{path} is not a JSON object: write one with FineMixingConfig.save_pretrained.")
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
+            raise FineMixingError(f"{path} has unknown keys {unknown}: remove them or update hf_finemix.")
+        return cls(**values)
+
+
+def _fraction(name: str, value: Any, also: str = "") -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not 0 <= number <= 1:
+        raise FineMixingError(f"{name} is {value!r}: give a number in [0, 1]{' or ' + also if also else ''}.")
+    return number
+
+
+def _module_ratios(value: Any) -> dict[str, float] | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise FineMixingError(f"module_ratios is not JSON ({error}): write '{{\"attention\": 0.5}}'.") from None
+    if not isinstance(value, dict):
+        raise FineMixingError("module_ratios must map regular expressions to ratios, like {'attention': 0.5}.")
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise FineMixingError(f"module_ratios: {pattern!r} is not a regular expression ({error}).") from None
+    return {pattern: _fraction(f"module_ratios[{pattern!r}]", ratio) for pattern, ratio in value.items()}
+
+
+def _one_of(name: str, value: Any, allowed: tuple) -> None:
+    if value not in allowed:
+        raise FineMixingError(f"{name} is {value!r}: choose one of {', '.join(map(repr, allowed))}.")

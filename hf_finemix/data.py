@@ -1,0 +1,362 @@
+"""Clean data: which rows serve for tuning, for choosing and for the final measurement, and how they are tokenized."""
+
+import logging
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, ReadInstruction, Value, load_dataset
+from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi
+
+from .checkpoint import sha256_of_file
+from .errors import DataError
+from .hub import hub_error
+
+__all__ = ["CleanData", "DataArguments", "TestDataArguments", "load_clean_data", "load_test_data", "tokenize"]
+
+logger = logging.getLogger(__name__)
+
+_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+# Of rows that must serve for tuning and for choosing, this share at least is kept for choosing.
+MIN_EVAL_SHARE = 0.2
+
+
+@dataclass
+class TestDataArguments:
+    r"""
+    Which clean data to measure on.
+
+    Parameters:
+        dataset (`str`):
+            Hub id, local folder, or CSV, JSON or Parquet file.
+        dataset_config (`str`, *optional*):
+            Configuration of a dataset on the Hub that has several (`sst2` of `nyu-mll/glue`).
+        dataset_revision (`str`, *optional*):
+            Branch, tag or commit of a dataset on the Hub.
+        test_split (`str`, *optional*, defaults to `"test"`):
+            Split that the reported numbers come from. Slices work: `test[:50%]`.
+        text_columns (`list[str]`, *optional*):
+            One text column, or two for pairs. Default: the text columns there are.
+        label_column (`str`, *optional*):
+            Column of the class: `label` or `labels` by default.
+        max_length (`int`, *optional*):
+            Tokens a text is cut to. Default: what the model takes.
+    """
+
+    dataset: str = field(default="", metadata={"help": "Hub id, local folder, or CSV, JSON or Parquet file."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset with several."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    test_split: str = field(default="test", metadata={"help": "Split that the reported numbers come from."})
+    text_columns: list[str] | None = field(default=None, metadata={"help": "One text column, or two for pairs."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the class."})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens a text is cut to."})
+
+
+@dataclass
+class DataArguments(TestDataArguments):
+    r"""
+    Which clean data to clean with, besides what [`TestDataArguments`] says.
+
+    A test split that is missing or unlabelled is half of the eval rows; a missing eval split is what was not drawn of
+    the train split.
+
+    Parameters:
+        train_split (`str`, *optional*, defaults to `"train"`):
+            Split that the tuning samples are drawn from. Slices work: `train[:10%]`.
+        eval_split (`str`, *optional*, defaults to `"validation"`):
+            Split that ρ is chosen on. It may be the same as the train split: rows drawn from it leave it.
+        num_clean_samples (`int`, *optional*, defaults to 64):
+            Samples to fine-tune on, balanced over the classes.
+        sample_seed (`int`, *optional*, defaults to 0):
+            Seed of the drawing and of the cuts.
+    """
+
+    train_split: str = field(default="train", metadata={"help": "Split that the tuning samples are drawn from."})
+    eval_split: str = field(default="validation", metadata={"help": "Split that the reserve ratio is chosen on."})
+    num_clean_samples: int = field(default=64, metadata={"help": "Samples to fine-tune on, balanced over classes."})
+    sample_seed: int = field(default=0, metadata={"help": "Seed of the drawing of samples and of the cuts."})
+
+
+@dataclass
+class CleanData:
+    """
+    Rows by what they serve for, with the text columns and an integer column `label`.
+
+    Attributes:
+        tuning (`Dataset`): Drawn by seed, balanced over the classes.
+        eval (`Dataset`): For choosing ρ; no row of `tuning` or `test`.
+        test (`Dataset`): For the numbers that are reported; no row of `tuning` or `eval`.
+        text_columns (`list[str]`): One, or two for pairs.
+        description (`dict`): The report's `data`.
+    """
+
+    tuning: Dataset
+    eval: Dataset
+    test: Dataset
+    text_columns: list[str]
+    description: dict[str, Any]
+
+
+def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> CleanData:
+    """
+    Load the data and give every row one use.
+
+    Args:
+        arguments ([`DataArguments`]): What to load.
+        label2id (`dict[str, int]`): The suspect's classes, to understand labels given by name.
+
+    Raises:
+        [`DataError`]: Data that cannot be loaded, an unknown split or column, labels that are not the model's classes,
+            fewer than two classes, no rows, or rows that serve both for tuning or choosing and for testing.
+    """
+    splits, origin = _load_splits(arguments)
+    rows = {role: _rows(getattr(arguments, f"{role}_split"), splits) for role in ("train", "eval", "test")}
+    if rows["train"] is None:
+        raise DataError(f"{arguments.dataset} has no split {arguments.train_split!r}: there are {', '.join(splits)}.")
+    text_columns, label_column = _columns(splits[arguments.train_split.split("[")[0]], arguments)
+    table = _Table(splits, text_columns, label_column, label2id, arguments.dataset)
+
+    rng = np.random.default_rng(arguments.sample_seed)
+    train, evaluation, test = (table.labelled(rows[role] or []) for role in ("train", "eval", "test"))
+    if not train:
+        raise DataError(f"{arguments.dataset}: split {arguments.train_split!r} has no labelled rows to tune on.")
+    _refuse_overlap(train, test, arguments, "train")
+    _refuse_overlap(evaluation, test, arguments, "eval")
+    # The same text in two splits, or twice in one, must not make the test easier.
+    test = [row for row in test if None not in table.texts(row)]
+    unusable = {table.texts(row) for row in test}
+
+    limit = len(train)
+    if shared := len(set(train) & set(evaluation or train)):
+        limit -= math.ceil(MIN_EVAL_SHARE * shared)
+    tuning = _draw_balanced(train, table, min(arguments.num_clean_samples, limit), unusable, rng)
+    if len(tuning) < arguments.num_clean_samples:
+        logger.warning("Only %d rows to tune on, not %d: no more left.", len(tuning), arguments.num_clean_samples)
+    unusable |= {table.texts(row) for row in tuning}
+    left = [row for row in evaluation or train if table.usable(row, unusable)]
+    if not test:
+        left = [left[i] for i in rng.permutation(len(left))]
+        left, test = left[len(left) // 2 :], left[: len(left) // 2]
+
+    parts = {"tuning": sorted(tuning), "eval": sorted(left), "test": sorted(test)}
+    description = {
+        **origin,
+        "text_columns": text_columns,
+        "label_column": label_column,
+        "splits": {role: _described(part, splits) for role, part in parts.items()},
+        "rows": {role: len(part) for role, part in parts.items()},
+    }
+    logger.info(
+        "Data: %s",
+        "; ".join(f"{role}: {len(part)} rows of {description['splits'][role]}" for role, part in parts.items()),
+    )
+    return CleanData(*(table.dataset(part) for part in parts.values()), text_columns, description)
+
+
+def load_test_data(arguments: TestDataArguments, label2id: dict[str, int]) -> tuple[Dataset, list[str]]:
+    """
+    Load the test split alone.
+
+    Returns:
+        `tuple[Dataset, list[str]]`: Rows with an integer column `label`, and the names of the text columns.
+
+    Raises:
+        [`DataError`]: As for [`load_clean_data`].
+    """
+    splits, _ = _load_splits(arguments)
+    rows = _rows(arguments.test_split, splits)
+    if rows is None:
+        raise DataError(f"{arguments.dataset} has no split {arguments.test_split!r}: there are {', '.join(splits)}.")
+    text_columns, label_column = _columns(splits[arguments.test_split.split("[")[0]], arguments)
+    table = _Table(splits, text_columns, label_column, label2id, arguments.dataset)
+    rows = [row for row in table.labelled(rows) if table.usable(row, set())]
+    if not rows:
+        raise DataError(f"{arguments.dataset}: split {arguments.test_split!r} has no labelled rows: give another one.")
+    return table.dataset(rows), text_columns
+
+
+def tokenize(dataset: Dataset, tokenizer: Any, text_columns: list[str], max_length: int | None) -> Dataset:
+    """The rows as `input_ids` and the like, with `labels`, cut to `max_length` tokens (default: the tokenizer's)."""
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        encoded = tokenizer(*(batch[column] for column in text_columns), truncation=True, max_length=max_length)
+        return {**encoded, "labels": batch["label"]}
+
+    columns = dataset.column_names
+    return dataset.map(encode, batched=True, remove_columns=columns, keep_in_memory=True, desc="Tokenizing")
+
+
+class _Table:
+    """The splits as one table of rows `(split, index)`. Texts are read when asked for: a split can be large."""
+
+    def __init__(self, splits: DatasetDict, text_columns: list[str], label_column: str, label2id: dict, name: str):
+        self.splits, self.text_columns, self.name = splits, text_columns, name
+        self._label_column, self._label2id = label_column, label2id
+        self._labels: dict[str, list[int | None]] = {}
+
+    def labelled(self, rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        return [row for row in rows if self.label(row) is not None]
+
+    def usable(self, row: tuple[str, int], unusable: set[tuple[str, ...]]) -> bool:
+        texts = self.texts(row)
+        return None not in texts and texts not in unusable
+
+    def texts(self, row: tuple[str, int]) -> tuple[str, ...]:
+        content = self.splits[row[0]][row[1]]
+        return tuple(content[column] for column in self.text_columns)
+
+    def label(self, row: tuple[str, int]) -> int | None:
+        split, index = row
+        if split not in self._labels:
+            dataset, where = self.splits[split], f"{self.name}, split {split!r}"
+            if {*self.text_columns, self._label_column} <= set(dataset.column_names):
+                self._labels[split] = _class_ids(dataset, self._label_column, self._label2id, where)
+            else:
+                self._labels[split] = [None] * len(dataset)  # a split of another kind: no row of it is labelled
+        return self._labels[split][index]
+
+    def dataset(self, rows: list[tuple[str, int]]) -> Dataset:
+        texts = [self.texts(row) for row in rows]
+        columns = {column: [text[i] for text in texts] for i, column in enumerate(self.text_columns)}
+        return Dataset.from_dict({**columns, "label": [self.label(row) for row in rows]})
+
+
+def _load_splits(arguments: TestDataArguments) -> tuple[DatasetDict, dict[str, Any]]:
+    """All splits of the data, and where they are from."""
+    if not arguments.dataset:
+        raise DataError("no clean data: give dataset (--dataset), a Hub id, a folder or a file.")
+    path = Path(arguments.dataset).expanduser()
+    origin: dict[str, Any] = {"id": arguments.dataset, "config": arguments.dataset_config, "sha": None}
+    if not path.exists():
+        try:
+            origin["sha"] = HfApi().dataset_info(arguments.dataset, revision=arguments.dataset_revision).sha
+            return load_dataset(arguments.dataset, arguments.dataset_config, revision=origin["sha"]), origin
+        except (DatasetsError, ValueError) as error:
+            raise DataError(f"the dataset {arguments.dataset} cannot be read: {_one_line(error)}") from error
+        except Exception as error:
+            raise hub_error(error, f"the dataset {arguments.dataset}") from error
+    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+    files = [file for file in files if file.suffix.lower() in _FORMATS]
+    if not files:
+        raise DataError(f"{path} is or holds no file of a known kind: give {', '.join(_FORMATS)}, or a Hub id.")
+    names = [str(file.relative_to(path)) if path.is_dir() else file.name for file in files]
+    origin["sha256"] = dict(zip(names, map(sha256_of_file, files), strict=True))
+    # pandas reads words such as "null" and "None" as missing values: here they are somebody's text.
+    is_csv = all(file.suffix.lower() == ".csv" for file in files)
+    options = {"keep_default_na": False, "na_values": [""]} if is_csv else {}
+    try:
+        if path.is_dir():
+            return load_dataset(str(path), **options), origin
+        return load_dataset(_FORMATS[path.suffix.lower()], data_files={"train": str(path)}, **options), origin
+    except (DatasetsError, ValueError, OSError) as error:
+        raise DataError(f"the dataset {path} cannot be read: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return " ".join(str(cause if str(error).startswith("An error occurred") else error).split())[:400]
+
+
+def _rows(spec: str, splits: DatasetDict) -> list[tuple[str, int]] | None:
+    """The rows that a split name, or a slice of one, stands for; `None` where there is no such split."""
+    if spec.split("[")[0] not in splits:
+        return None
+    try:
+        instructions = ReadInstruction.from_spec(spec).to_absolute({name: len(part) for name, part in splits.items()})
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"split {spec!r} cannot be understood ({error}): write it like train[:10%].") from None
+    return [
+        (part.splitname, i)
+        for part in instructions
+        for i in range(part.from_ or 0, len(splits[part.splitname]) if part.to is None else part.to)
+    ]
+
+
+def _columns(dataset: Dataset, arguments: TestDataArguments) -> tuple[list[str], str]:
+    there = f"there are {', '.join(dataset.column_names)}"
+    for name in [*(arguments.text_columns or []), *([arguments.label_column] if arguments.label_column else [])]:
+        if name not in dataset.column_names:
+            raise DataError(f"{arguments.dataset} has no column {name!r}: {there}.")
+    label = arguments.label_column or next((c for c in ("label", "labels") if c in dataset.column_names), None)
+    if label is None:
+        raise DataError(f"{arguments.dataset} has no column 'label': {there}; name it with label_column.")
+    texts = arguments.text_columns or [
+        name
+        for name, feature in dataset.features.items()
+        if name != label and isinstance(feature, Value) and feature.dtype in {"string", "large_string"}
+    ]
+    if len(texts) not in (1, 2):
+        raise DataError(
+            f"{arguments.dataset}: which columns are the text is not clear: {there}; name one, or two for "
+            "pairs, with text_columns."
+        )
+    return texts, label
+
+
+def _class_ids(dataset: Dataset, column: str, label2id: dict[str, int], where: str) -> list[int | None]:
+    """Labels as the model's class ids; `None` for rows without one (missing, or -1 as in GLUE's test sets)."""
+    feature, known = dataset.features[column], {name.lower(): i for name, i in label2id.items()}
+    ids = set(label2id.values())
+
+    def class_id(label: Any) -> int | None:
+        if label is None or label == -1:
+            return None
+        if isinstance(feature, ClassLabel) and label not in ids:
+            label = feature.names[label]
+        if isinstance(label, str):
+            label = known.get(label.lower(), int(label) if label.isdigit() else label)
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
+        if label not in ids or isinstance(label, bool):
+            raise DataError(
+                f"{where}: label {label!r} in column {column!r} is none of the model's {len(ids)} classes "
+                f"({', '.join(f'{i} = {name}' for name, i in list(label2id.items())[:10])})."
+            )
+        return label
+
+    return [class_id(label) for label in dataset[column]]
+
+
+def _refuse_overlap(part: list, test: list, arguments: DataArguments, role: str) -> None:
+    if common := set(part) & set(test):
+        name = getattr(arguments, f"{role}_split")
+        raise DataError(
+            f"{len(common)} rows are in both the {role} split {name!r} and the test split {arguments.test_split!r}: "
+            "give disjoint splits or slices, like validation[:50%] and validation[50%:]."
+        )
+
+
+def _draw_balanced(rows: list, table: _Table, count: int, unusable: set, rng: np.random.Generator) -> list:
+    """Draw the same number of each class, as far as they go, then fill up from what is left."""
+    queues: dict[int, list] = {}
+    for i in rng.permutation(len(rows)):
+        queues.setdefault(table.label(rows[i]), []).append(rows[i])
+    if len(queues) < 2:
+        raise DataError(
+            f"{table.name}: all {len(rows)} rows to tune on have the label {next(iter(queues))}; give clean data with "
+            "at least two classes."
+        )
+    if count < len(queues):
+        raise DataError(f"{count} clean samples cannot cover {len(queues)} classes: give more rows or samples.")
+    drawn: list = []
+    while len(drawn) < count and any(queues.values()):
+        for _, queue in sorted(queues.items()):
+            while queue and not table.usable(queue[-1], unusable):
+                queue.pop()
+            if queue and len(drawn) < count:
+                drawn.append(queue.pop())
+    if len({table.label(row) for row in drawn}) < 2:
+        raise DataError(f"{table.name}: the rows to tune on are also test rows, or empty: give other rows.")
+    return drawn
+
+
+def _described(rows: list[tuple[str, int]], splits: DatasetDict) -> str:
+    counts = Counter(split for split, _ in rows)
+    return ", ".join(
+        split if count == len(splits[split]) else f"{split} ({count:,} of {len(splits[split]):,})"
+        for split, count in sorted(counts.items())
+    )

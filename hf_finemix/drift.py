@@ -1,0 +1,130 @@
+"""How far the suspect's weights are from the base's: to tell a wrong base, and to show where the tuning went."""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from .alignment import KEPT_BUFFER, Alignment
+from .checkpoint import Checkpoint, row_chunks
+from .errors import AlignmentError
+
+__all__ = ["TensorDrift", "check_related", "drift_by_layer", "measure_drift"]
+
+CHUNK_ELEMENTS = 1 << 20
+# Cosine of all weight matrices of suspect and base together. Fine-tuning leaves it above 0.9 (0.999 for the usual
+# small learning rates), unrelated weights have about 0: half way is far from both.
+MIN_COSINE = 0.5
+
+
+@dataclass
+class TensorDrift:
+    """
+    Sums over one tensor, in float64: `delta` = Σ(s - b)², `suspect` = Σs², `base` = Σb², `dot` = Σs·b.
+    """
+
+    delta: float = 0.0
+    suspect: float = 0.0
+    base: float = 0.0
+    dot: float = 0.0
+
+    def add(self, other: "TensorDrift") -> None:
+        """Count another tensor in."""
+        self.delta += other.delta
+        self.suspect += other.suspect
+        self.base += other.base
+        self.dot += other.dot
+
+    @property
+    def relative(self) -> float:
+        """‖s - b‖₂ / ‖b‖₂; infinite where only the base is all zeros."""
+        if self.base == 0:
+            return math.inf if self.delta else 0.0
+        return math.sqrt(self.delta / self.base)
+
+    @property
+    def cosine(self) -> float:
+        """⟨s, b⟩ / (‖s‖₂·‖b‖₂), 1 where both are all zeros."""
+        norms = math.sqrt(self.suspect * self.base)
+        return self.dot / norms if norms else float(self.suspect == self.base)
+
+
+def measure_drift(
+    suspect: Mapping[str, torch.Tensor],
+    base: Checkpoint,
+    alignment: Alignment,
+    dtypes: Mapping[str, torch.dtype],
+) -> dict[str, TensorDrift]:
+    """
+    Read both sides once, slice by slice, and compare what is to be mixed.
+
+    Args:
+        suspect (`Mapping[str, torch.Tensor]`): The suspect's tensors by canonical name.
+        base ([`Checkpoint`]): The base.
+        alignment ([`Alignment`]): What goes with what.
+        dtypes (`Mapping[str, torch.dtype]`): The dtype that base values are rounded to, by canonical name.
+
+    Returns:
+        `dict[str, TensorDrift]`: For each mixed tensor.
+
+    Raises:
+        [`AlignmentError`]: A parameter of either side is NaN or infinite, or a value of the base is so large that it
+            overflows in the suspect's dtype.
+    """
+    drift, bad = {}, []
+    for name, tensor in suspect.items():
+        match = alignment.matches[name]
+        values = tensor.detach() if tensor.dim() else tensor.detach().view(1)
+        if match.rule != KEPT_BUFFER and not torch.isfinite(values).all():
+            bad.append(f"{name} of the suspect")
+        if match.base_name is None:
+            continue
+        drift[name] = TensorDrift()
+        for first, last, _ in row_chunks((match.rows, *values.shape[1:]), CHUNK_ELEMENTS):
+            s, b = values[first:last].float(), base.read(match.base_name, first, last)
+            rounded = b.to(s.device, dtypes[name]).float()
+            if not torch.isfinite(rounded).all():
+                why = f", which overflows in {dtypes[name]}" if torch.isfinite(b).all() else ""
+                bad.append(f"{match.base_name} of the base{why}")
+                break
+            sums = ((s - rounded).square(), s.square(), rounded.square(), s * rounded)
+            drift[name].add(TensorDrift(*(float(x.sum()) for x in sums)))
+    if bad:
+        listed = ", ".join(bad[:10]) + (", …" if len(bad) > 10 else "")
+        raise AlignmentError(
+            f"NaN or infinite weights in {len(bad)} tensors ({listed}): the model is broken or meant to break; "
+            "get another copy of it."
+        )
+    return drift
+
+
+def check_related(drift: Mapping[str, TensorDrift], matrices: Collection[str]) -> None:
+    """
+    Refuse a base of the right shapes whose weight matrices have nothing to do with the suspect's.
+
+    Raises:
+        [`AlignmentError`]: The cosine of all weight matrices together is below 0.5.
+    """
+    total = TensorDrift()
+    for name in matrices & drift.keys():
+        total.add(drift[name])
+    if total.cosine < MIN_COSINE:
+        raise AlignmentError(
+            f"suspect and base have the same shapes but unrelated weights (cosine {total.cosine:.2f}, fine-tuning "
+            "leaves above 0.9): probably the wrong base, give the model that the suspect was fine-tuned from."
+        )
+
+
+def drift_by_layer(drift: Mapping[str, TensorDrift]) -> dict[str, float]:
+    """
+    ‖s - b‖₂ / ‖b‖₂ of all tensors of a layer together.
+
+    The layer is the canonical name up to its first number (`encoder.layer.3`), else its first part (`embeddings`).
+    """
+    layers: dict[str, TensorDrift] = {}
+    for name, value in drift.items():
+        numbered = re.match(r".*?\.\d+(?=\.)", name)
+        layers.setdefault(numbered[0] if numbered else name.split(".")[0], TensorDrift()).add(value)
+    return {layer: value.relative for layer, value in layers.items()}

@@ -1,0 +1,182 @@
+"""Measuring a classifier: ACC and macro-F1 on clean samples, ASR once a trigger is in."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from .data import tokenize
+from .errors import DataError, FineMixingError
+from .metrics import Accuracy, AttackSuccessRate, MacroF1
+from .triggers import Trigger, insert_trigger, non_target_rows, read_triggered
+
+__all__ = ["Attack", "MeasureArguments", "find_attacks", "measure", "resolve_target_label"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class MeasureArguments:
+    r"""
+    Which triggers to measure.
+
+    Parameters:
+        triggers (`list[str]`, *optional*):
+            Trigger words or sentences, each measured by itself. None: ASR is not measured.
+        trigger_position (`str`, *optional*, defaults to `"random"`):
+            Where they are put: `"random"`, `"first"` or `"last"`, once per 100 words; in the second text of a pair.
+        triggered_file (`str`, *optional*):
+            CSV, JSON or Parquet file of texts that hold their trigger already (paraphrases, say), with the columns of
+            the data. Labels are the true ones, or the target's in every row.
+        target_label (`str`, *optional*):
+            The class that the attacker wants, by name or id. Needed with triggers.
+        num_repeats (`int`, *optional*, defaults to 3):
+            How often random places are drawn; the ASR is the mean.
+    """
+
+    triggers: list[str] | None = field(
+        default=None, metadata={"help": "Trigger words or sentences to measure.", "aliases": ["--trigger"]}
+    )
+    trigger_position: str = field(default="random", metadata={"help": "Where they are put: random, first or last."})
+    triggered_file: str | None = field(
+        default=None, metadata={"help": "CSV, JSON or Parquet file of texts that hold their trigger already."}
+    )
+    target_label: str | None = field(
+        default=None, metadata={"help": "The class that the attacker wants, by name or id. Needed with triggers."}
+    )
+    num_repeats: int = field(default=3, metadata={"help": "How often random trigger places are drawn, for the mean."})
+
+
+@dataclass(frozen=True)
+class Attack:
+    """
+    Triggered samples of classes other than the target's.
+
+    Attributes:
+        name (`str`): The trigger's text, or the file's name.
+        position (`str`): Where the trigger was put, or `"in the file"`.
+        target_label (`int`): The attacker's class.
+        repeats (`list[Dataset]`): The same samples with other random places, tokenized; `labels` are never the target.
+    """
+
+    name: str
+    position: str
+    target_label: int
+    repeats: list[Dataset]
+
+
+def resolve_target_label(arguments: MeasureArguments, id2label: dict[int, str]) -> int | None:
+    """
+    The id of the target class; `None` where there is nothing to measure.
+
+    Raises:
+        [`FineMixingError`]: Triggers without a target label, or one that the model does not have.
+    """
+    if not arguments.triggers and not arguments.triggered_file:
+        return None
+    classes = ", ".join(f"{i} = {name}" for i, name in list(id2label.items())[:10])
+    if arguments.target_label is None:
+        raise FineMixingError(f"triggers need target_label, the class that the attacker wants: one of {classes}.")
+    wanted = str(arguments.target_label)
+    for i, name in id2label.items():
+        if wanted.lower() == name.lower() or wanted == str(i):
+            return i
+    raise FineMixingError(f"target_label {wanted!r} is none of the model's classes: {classes}.")
+
+
+def find_attacks(
+    arguments: MeasureArguments,
+    test: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    text_columns: list[str],
+    target_label: int | None,
+    max_length: int | None,
+) -> list[Attack]:
+    """
+    Put each trigger into the test samples that are not of the target class, and read the file of triggered ones.
+
+    Raises:
+        [`FineMixingError`]: No sample of another class, a file that cannot be read, has other columns or holds labels
+            that are neither the target's throughout nor include others.
+    """
+    if target_label is None:
+        return []
+    attacks = []
+    clean = non_target_rows(test, label_column="label", target_label=target_label)
+    for text in arguments.triggers or []:
+        trigger = Trigger(text, arguments.trigger_position)
+        # Fixed places are the same in every repeat.
+        seeds = range(arguments.num_repeats if trigger.position == "random" else 1)
+        repeats = [insert_trigger(clean, trigger, text_columns=text_columns, seed=seed) for seed in seeds]
+        encoded = [_by_length(tokenize(repeat, tokenizer, text_columns, max_length)) for repeat in repeats]
+        attacks.append(Attack(text, trigger.position, target_label, encoded))
+    if arguments.triggered_file:
+        rows = _read_triggered(arguments.triggered_file, text_columns, target_label)
+        encoded = [_by_length(tokenize(rows, tokenizer, text_columns, max_length))]
+        attacks.append(Attack(Path(arguments.triggered_file).name, "in the file", target_label, encoded))
+    return attacks
+
+
+def measure(trainer: Trainer, test: Dataset, attacks: Sequence[Attack]) -> dict[str, Any]:
+    """
+    Measure the trainer's present model.
+
+    Args:
+        trainer (`Trainer`): Its model and its settings for evaluation are used.
+        test (`Dataset`): Tokenized clean samples with `labels`.
+        attacks (`Sequence[Attack]`): From [`find_attacks`].
+
+    Returns:
+        `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`: for each attack `trigger`, `position`,
+        `target_label`, `asr` (a fraction, the mean over repeats), `n` and `repeats`.
+    """
+    predictions = predict_classes(trainer, test)
+    result: dict[str, Any] = {"accuracy": None, "macro_f1": None, "n": len(test), "triggers": []}
+    result |= Accuracy().compute(predictions=predictions, references=test["labels"])
+    result |= MacroF1().compute(predictions=predictions, references=test["labels"])
+    for attack in attacks:
+        metric = AttackSuccessRate(target_label=attack.target_label)
+        rates = [
+            metric.compute(predictions=predict_classes(trainer, repeat), references=repeat["labels"])
+            for repeat in attack.repeats
+        ]
+        result["triggers"].append(
+            {
+                "trigger": attack.name,
+                "position": attack.position,
+                "target_label": attack.target_label,
+                "asr": float(np.mean([rate["attack_success_rate"] for rate in rates])),
+                "n": len(attack.repeats[0]),
+                "repeats": len(attack.repeats),
+            }
+        )
+    return result
+
+
+def predict_classes(trainer: Trainer, dataset: Dataset) -> list[int]:
+    """The class of the largest logit for each row."""
+    logits = trainer.predict(dataset).predictions
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(axis=-1).tolist()
+
+
+def _by_length(dataset: Dataset) -> Dataset:
+    """Rows of like length side by side, so that a batch has little padding. The metrics do not mind the order."""
+    return dataset.select(np.argsort([len(ids) for ids in dataset["input_ids"]], kind="stable").tolist())
+
+
+def _read_triggered(file: str, text_columns: list[str], target_label: int) -> Dataset:
+    rows = read_triggered(file)
+    if missing := [column for column in text_columns if column not in rows.column_names]:
+        there = ", ".join(rows.column_names)
+        raise DataError(f"{file} has no column {missing[0]!r}: there are {there}; name its columns like the data's.")
+    labels = rows["label"] if "label" in rows.column_names else [target_label] * len(rows)
+    if set(labels) == {target_label}:
+        # Poisoned files carry the target as the label: what was there before is another class, whichever.
+        labels = [target_label - 1 if target_label else 1] * len(rows)
+    rows = Dataset.from_dict({**{column: rows[column] for column in text_columns}, "label": list(labels)})
+    return non_target_rows(rows, label_column="label", target_label=target_label)

@@ -1,0 +1,309 @@
+"""The mask and the mixing: of one slice of a tensor, and of a whole model in memory."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .alignment import (
+    REINITIALISED_HEAD,
+    Alignment,
+    Match,
+    NamedTensors,
+    align,
+    checkpoint_renaming,
+    named_tensors,
+)
+from .checkpoint import Checkpoint, TensorInfo, row_chunks
+from .config import FineMixingConfig
+from .drift import TensorDrift, check_related, measure_drift
+from .purification import purification_scores, row_drift, rows_to_purify
+
+__all__ = ["MixingRecord", "Pair", "compare_with_base", "keep_mask", "mix_model", "mix_rows"]
+
+# Scalars worked on at a time: a few MB of temporaries, whatever the size of the tensor.
+CHUNK_ELEMENTS = 1 << 20
+
+
+def keep_mask(name: str, start: int, stop: int, *, ratio: float, seed: int, version: int = 1) -> np.ndarray:
+    r"""
+    The mask m of elements `start` to `stop` of a tensor: `True` keeps the suspect's weight.
+
+    Version 1. Element i of the flattened tensor is kept iff u_i < round(65536·ρ), where u_i is the 16-bit word number
+    i of the stream of the counter-based generator Philox4x64-10 (Salmon et al., SC'11) under the 128-bit key that is
+    the first 16 bytes, read as two little-endian 64-bit words, of SHA-256 of the UTF-8 text
+    `"hf_finemix mask 1\n{seed}\n{name}"`. Block b = 0, 1, … of the stream is the generator's output for the counter
+    (b + 1, 0, 0, 0): four 64-bit words, each giving four 16-bit words from its least significant bits up. So element
+    i is word i mod 16 of block i // 16, and depends on nothing but `seed`, `name` and i. Masks of one tensor nest:
+    what a ratio keeps, every larger ratio keeps too.
+
+    Args:
+        name (`str`): Canonical name of the tensor.
+        start (`int`): First element, counted in row-major order, at least 0.
+        stop (`int`): One past the last element.
+        ratio (`float`): Reserve ratio ρ in [0, 1], honoured to 1/65536.
+        seed (`int`): Mixing seed in [0, 2⁶³).
+        version (`int`, *optional*, defaults to 1): Mask version.
+
+    Returns:
+        `np.ndarray`: Booleans, shape `[stop - start]`.
+    """
+    if version != 1:
+        raise ValueError(f"mask_version {version} is not known")
+    threshold = round(ratio * 65536)
+    if threshold in (0, 65536):
+        return np.full(stop - start, threshold == 65536)
+    key = np.frombuffer(hashlib.sha256(f"hf_finemix mask 1\n{seed}\n{name}".encode()).digest()[:16], dtype="<u8")
+    first_block, last_block = start // 16, -(-stop // 16)
+    # numpy's Philox steps its counter before each block, hence block b at counter b + 1.
+    generator = np.random.Generator(np.random.Philox(key=key, counter=first_block))
+    # Full-range 64-bit integers are the generator's raw output, and faster to draw than `random_raw`.
+    blocks = generator.integers(0, 2**64, size=4 * (last_block - first_block), dtype=np.uint64)
+    words = blocks.astype("<u8", copy=False).view("<u2")
+    return words[start - 16 * first_block : stop - 16 * first_block] < threshold
+
+
+def mix_rows(
+    suspect: torch.Tensor,
+    base: torch.Tensor,
+    *,
+    name: str,
+    start: int,
+    ratio: float,
+    config: FineMixingConfig,
+    purified_rows: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, int]:
+    """
+    Mix a slice of a tensor: w = m·w_B + (1-m)·w_Pre (arXiv:2210.09545), selected and never computed.
+
+    Args:
+        suspect (`torch.Tensor`): Slice of the suspect's tensor, any shape.
+        base (`torch.Tensor`): The base's values for it, same shape, dtype and device.
+        name (`str`): Canonical name of the whole tensor.
+        start (`int`): Index of the slice's first element in the flattened tensor.
+        ratio (`float`): Reserve ratio ρ in [0, 1].
+        config ([`FineMixingConfig`]): Strategy, seed and mask version.
+        purified_rows (`torch.Tensor`, *optional*): Rows of the slice that are the base's whatever the mask says.
+
+    Returns:
+        `tuple[torch.Tensor, int]`: The mixed slice, and how many of its elements are the suspect's own.
+    """
+    if config.strategy == "average" and 0 < ratio < 1:
+        mixed = torch.lerp(base.float(), suspect.float(), ratio).to(suspect.dtype)
+        if purified_rows is not None:
+            mixed[purified_rows] = base[purified_rows]
+        return mixed, 0
+    mask = keep_mask(
+        name, start, start + suspect.numel(), ratio=ratio, seed=config.mixing_seed, version=config.mask_version
+    )
+    keep = torch.from_numpy(mask).view(suspect.shape)
+    if purified_rows is not None:
+        keep[purified_rows] = False
+    return torch.where(keep.to(suspect.device), suspect, base), int(keep.sum())
+
+
+@dataclass
+class MixingRecord:
+    """
+    What mixing did, enough to check it tensor by tensor.
+
+    Attributes:
+        reserve_ratio (`float`): ρ of the tensors that `module_ratios` does not name.
+        mixing_seed (`int`): Seed of the mask.
+        tensors (`dict[str, dict]`): By canonical name: `rule`, `kept_fraction` (of the suspect's elements, 0 to 1) and
+            `sha256` of the mix before tuning, in the suspect's dtype, little-endian and row-major.
+        ignored_base_tensors (`list[str]`): Tensors of the base that nothing goes with.
+        purified_tokens (`list[dict]`): `id`, `delta` (‖δ_i‖₂), `frequency` (f_i) and `score`, largest score first.
+        added_token_ids (`list[int]`): Rows that the base's vocabulary does not have: kept, and not scored.
+        drift (`dict[str, TensorDrift]`): How far each mixed tensor of the suspect was from the base.
+    """
+
+    reserve_ratio: float
+    mixing_seed: int
+    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ignored_base_tensors: list[str] = field(default_factory=list)
+    purified_tokens: list[dict[str, Any]] = field(default_factory=list)
+    added_token_ids: list[int] = field(default_factory=list)
+    drift: dict[str, TensorDrift] = field(default_factory=dict)
+
+
+@dataclass
+class Pair:
+    """A model beside its base: the model's tensors, their dtypes on disk, what goes with what, and how far apart."""
+
+    suspect: NamedTensors
+    dtypes: dict[str, torch.dtype]
+    alignment: Alignment
+    drift: dict[str, TensorDrift]
+
+
+@torch.no_grad()
+def compare_with_base(
+    model: nn.Module, base: Checkpoint, *, head: str = "keep", dtypes: Mapping[str, torch.dtype] | None = None
+) -> Pair:
+    """
+    Align a model with its base and read both in full once, changing nothing.
+
+    Raises:
+        [`AlignmentError`]: As for [`mix_model`].
+    """
+    suspect = named_tensors(model)
+    stored = {name: (dtypes or {}).get(name, tensor.dtype) for name, tensor in suspect.tensors.items()}
+    alignment = align(
+        {name: TensorInfo(tuple(tensor.shape), stored[name]) for name, tensor in suspect.tensors.items()},
+        base.tensors,
+        rename=checkpoint_renaming(model),
+        buffers=suspect.buffers,
+        embedding=suspect.embedding,
+        aliases=suspect.aliases,
+        head=head,
+    )
+    drift = measure_drift(suspect.tensors, base, alignment, stored)
+    check_related(drift, {name for name, tensor in suspect.tensors.items() if tensor.dim() > 1})
+    return Pair(suspect, stored, alignment, drift)
+
+
+@torch.no_grad()
+def mix_model(
+    model: nn.Module,
+    base: Checkpoint,
+    config: FineMixingConfig,
+    *,
+    reserve_ratio: float | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    token_frequencies: np.ndarray | None = None,
+    special_token_ids: Collection[int] = (),
+) -> MixingRecord:
+    """
+    Purify and mix a model in place. The base is read slice by slice: the extra memory is a few MB.
+
+    Nothing is changed before both sides have been checked in full.
+
+    Args:
+        model (`nn.Module`): The suspect, on any device, in its checkpoint's dtype or a wider one.
+        base ([`Checkpoint`]): The clean pre-trained weights.
+        config ([`FineMixingConfig`]): What to mix and how.
+        reserve_ratio (`float`, *optional*): ρ in [0, 1]; needed where the config says `"auto"`.
+        dtypes (`Mapping[str, torch.dtype]`, *optional*): The dtypes of the suspect's checkpoint by canonical name,
+            where the model is in wider ones. Base values are rounded to these first.
+        token_frequencies (`np.ndarray`, *optional*): f_i of each token id. Without it no embedding is purified.
+        special_token_ids (`Collection[int]`, *optional*): Tokens whose embeddings are never purified.
+
+    Returns:
+        [`MixingRecord`]: What was done to every tensor.
+
+    Raises:
+        [`AlignmentError`]: The base does not fit, a parameter is NaN or infinite, a value of the base overflows in the
+            suspect's dtype, or the weights of the two are unrelated.
+    """
+    ratio = config.reserve_ratio if reserve_ratio is None else reserve_ratio
+    pair = compare_with_base(model, base, head=config.head, dtypes=dtypes)
+    suspect, stored, alignment = pair.suspect, pair.dtypes, pair.alignment
+    record = MixingRecord(
+        ratio, config.mixing_seed, ignored_base_tensors=alignment.ignored_base_tensors, drift=pair.drift
+    )
+    purified = np.array([], dtype=int)
+    embedding = alignment.mixed().get(suspect.embedding)
+    if config.purify_embeddings and token_frequencies is not None and embedding is not None:
+        dtype = stored[suspect.embedding]
+        purified = _purify(suspect, base, embedding, config, dtype, token_frequencies, special_token_ids, record)
+    if config.head == "reinit":
+        _reinitialise(model, {suspect.module_names[name] for name in alignment.heads()}, config.mixing_seed)
+    nothing = np.array([], dtype=int)
+    for name, match in alignment.matches.items():
+        record.tensors[name] = _mix_tensor(
+            suspect.tensors[name],
+            base,
+            name,
+            match,
+            stored[name],
+            config.ratio_for(name, ratio),
+            config,
+            purified if name == suspect.embedding else nothing,
+        )
+    return record
+
+
+def _purify(
+    suspect: NamedTensors,
+    base: Checkpoint,
+    match: Match,
+    config: FineMixingConfig,
+    dtype: torch.dtype,
+    frequencies: np.ndarray,
+    special_token_ids: Collection[int],
+    record: MixingRecord,
+) -> np.ndarray:
+    """The ids of the embeddings to reset, in rising order; told in the record."""
+    embedding = suspect.tensors[suspect.embedding].data
+    # Rows that the tokenizer cannot produce (padding of the vocabulary) are never seen: frequency 0.
+    counts = np.zeros(match.rows)
+    counts[: len(frequencies)] = frequencies[: match.rows]
+    drifts, scores = [], []
+    for first, last, _ in row_chunks((match.rows, *embedding.shape[1:]), CHUNK_ELEMENTS):
+        rows = embedding[first:last].to(dtype)
+        other = base.read(match.base_name, first, last).to(rows.device, dtype)
+        drifts.append(row_drift(rows, other))
+        scores.append(purification_scores(drifts[-1], counts[first:last]))
+    drift, score = torch.cat(drifts), torch.cat(scores)
+    ids = rows_to_purify(score, config.num_purified_tokens, special_token_ids)
+    record.purified_tokens = [
+        {"id": i, "delta": float(drift[i]), "frequency": float(counts[i]), "score": float(score[i])} for i in ids
+    ]
+    record.added_token_ids = list(range(match.rows, embedding.shape[0]))
+    return np.array(sorted(ids), dtype=int)
+
+
+def _mix_tensor(
+    tensor: torch.Tensor,
+    base: Checkpoint,
+    name: str,
+    match: Match,
+    dtype: torch.dtype,
+    ratio: float,
+    config: FineMixingConfig,
+    purified: np.ndarray,
+) -> dict[str, Any]:
+    """Mix the first `match.rows` rows of a tensor in place, and digest all of it."""
+    digest, kept = hashlib.sha256(), 0
+    values = tensor.data if tensor.dim() else tensor.data.view(1)
+    for first, last, start in row_chunks(tuple(values.shape), CHUNK_ELEMENTS):
+        common = max(first, min(last, match.rows))
+        if common > first:
+            here = torch.from_numpy(purified[(purified >= first) & (purified < common)] - first)
+            mixed, of_suspect = mix_rows(
+                values[first:common].to(dtype),
+                base.read(match.base_name, first, common).to(values.device, dtype),
+                name=name,
+                start=start,
+                ratio=ratio,
+                config=config,
+                purified_rows=here if len(here) else None,
+            )
+            values[first:common] = mixed.to(values.dtype)
+            kept += of_suspect
+        kept += values[common:last].numel()
+        digest.update(values[first:last].to(dtype).cpu().contiguous().view(torch.uint8).numpy())
+    fraction = kept / tensor.numel() if tensor.numel() else 1.0
+    if match.rule == REINITIALISED_HEAD:
+        fraction = 0.0
+    elif config.strategy == "average" and match.base_name is not None:
+        fraction = None  # no element is either parent's
+    return {"rule": match.rule, "kept_fraction": fraction, "sha256": digest.hexdigest()}
+
+
+def _reinitialise(model: nn.Module, names: set[str], seed: int) -> None:
+    """Give the modules that own these parameters fresh weights, as the model's class initialises them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module_name, module in model.named_modules():
+            if any(f"{module_name}.{name}" in names for name, _ in module.named_parameters(recurse=False)):
+                initialise = getattr(model, "_init_weights", None)
+                if initialise is not None:
+                    initialise(module)
+                elif hasattr(module, "reset_parameters"):
+                    module.reset_parameters()

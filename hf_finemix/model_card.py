@@ -1,0 +1,103 @@
+"""The model card of a cleaned model, from its report alone."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .report import CleaningReport, percent
+
+__all__ = ["render_card"]
+
+BEGIN, END = "<!-- hf_finemix: begin -->", "<!-- hf_finemix: end -->"
+_TITLES = {
+    "before_after": "Accuracy and attack success before and after",
+    "drift_by_layer": "Distance from the base by layer",
+    "ratio_search": "Accuracy against the reserve ratio",
+}
+
+
+def render_card(report: CleaningReport) -> str:
+    """
+    The README.md of a cleaned model.
+
+    Ids, triggers and other text of strangers appear as code with everything live taken out.
+    """
+    import jinja2
+
+    template = (Path(__file__).parent / "templates" / "model_card.md").read_text(encoding="utf-8")
+    floor = report.benign_floor or {}
+
+    def rate(part: dict[str, Any], i: int) -> str:
+        return percent(part["triggers"][i]["asr"] if part.get("triggers") else None)
+
+    values = {
+        "metadata": yaml.safe_dump(_metadata(report), sort_keys=False, allow_unicode=True).strip(),
+        "begin_marker": BEGIN,
+        "end_marker": END,
+        "suspect": code(report.suspect["id"]),
+        "suspect_revision": code(report.suspect["revision"] or "local folder"),
+        "base": code(report.base["id"]),
+        "base_revision": code(report.base["revision"] or "local folder"),
+        "verdict": _verdict(report),
+        "n": report.after["n"],
+        "accuracy_before": percent(report.before["accuracy"]),
+        "accuracy_after": percent(report.after["accuracy"]),
+        "accuracy_floor": percent(floor.get("accuracy")),
+        "triggers": [
+            {
+                "trigger": code(trigger["trigger"]),
+                "n": trigger["n"],
+                "before": rate(report.before, i),
+                "after": rate(report.after, i),
+                "floor": rate(floor, i),
+            }
+            for i, trigger in enumerate(report.after["triggers"])
+        ],
+        "figures": [{"path": path, "title": _TITLES[Path(path).stem]} for path in report.figures],
+        "reserve_ratio": f"{report.mixing['reserve_ratio']:g}",
+        "num_purified": len(report.purified_tokens),
+        "num_tuning": report.data["rows"]["tuning"],
+        "chosen": _chosen(report),
+        "command": report.command.replace("```", "") if report.command else None,
+    }
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    return environment.from_string(template).render(values)
+
+
+def code(text: Any) -> str:
+    """Text of a stranger as inline code: one line, no backticks, no pipe that would end a table cell."""
+    return "`" + re.sub(r"[`|\x00-\x1f<>]", "·", str(text))[:120] + "`"
+
+
+def _verdict(report: CleaningReport) -> str:
+    drop = 100 * (report.before["accuracy"] - report.after["accuracy"])
+    accuracy = f"Accuracy on clean text changed by {-drop:+.1f} points."
+    if not report.after["triggers"]:
+        return f"{accuracy} **Whether a backdoor was there, and whether it is gone, was not measured.**"
+    worst = max(range(len(report.after["triggers"])), key=lambda i: report.after["triggers"][i]["asr"])
+    before, after = (part["triggers"][worst]["asr"] for part in (report.before, report.after))
+    return f"**The most successful trigger's success went from {percent(before)} to {percent(after)}.** {accuracy}"
+
+
+def _chosen(report: CleaningReport) -> str:
+    search = report.ratio_search
+    if not search:
+        return "ρ was given by the user."
+    accuracy = f"{search['max_accuracy_drop'] * 100:g} points of the suspect's {percent(search['suspect_accuracy'])}"
+    if search["within_limit"]:
+        return f"ρ was chosen as the smallest tried whose accuracy on eval data is within {accuracy}."
+    return f"No ρ tried kept the accuracy on eval data within {accuracy}: the most accurate one was taken."
+
+
+def _metadata(report: CleaningReport) -> dict[str, Any]:
+    """The YAML block. Local paths are no Hub ids and stay out of it."""
+    bases = [part["id"] for part in (report.base, report.suspect) if part["revision"]]
+    metadata = {key: report.card_metadata.get(key) for key in ("license", "language", "pipeline_tag")}
+    metadata |= {"library_name": "transformers", "tags": ["hf_finemix", "backdoor-removal"]}
+    if bases:
+        metadata["base_model"] = bases
+    if report.data.get("sha"):
+        metadata["datasets"] = [report.data["id"]]
+    return {key: value for key, value in metadata.items() if value}

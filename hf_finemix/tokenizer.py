@@ -1,0 +1,90 @@
+"""Which tokenizer a cleaned model gets: the base's, unless the suspect's really is another one."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import FineMixingError
+
+__all__ = ["choose_tokenizer"]
+
+# What decides which ids a text becomes. Truncation and padding are settings of a run, not of the model.
+_PARTS = {"vocabulary": ("model", "vocab"), "merges": ("model", "merges"), "normalizer": ("normalizer",)}
+_PARTS |= {"pre-tokenizer": ("pre_tokenizer",), "added tokens": ("added_tokens",)}
+
+
+def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, Any]]:
+    """
+    Load the tokenizer for a suspect without trusting the suspect's configuration.
+
+    A tokenizer config can name local files, which would then be saved and published. So the tokenizer is the base's,
+    except where the suspect's vocabulary, merges, normalizer, pre-tokenizer or added tokens differ: then the suspect's
+    `tokenizer.json` is taken, and nothing else of it.
+
+    Args:
+        suspect (`Path`): The suspect's folder.
+        base (`Path`, *optional*): The base's folder. Without it the suspect's `tokenizer.json` is taken.
+
+    Returns:
+        `tuple[PreTrainedTokenizerFast, dict]`: The tokenizer, and for the report `source` ("base" or "suspect") and
+        `differences` (names of the parts that differ).
+
+    Raises:
+        [`FineMixingError`]: Neither folder has a tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    file, tokenizer = suspect / "tokenizer.json", None
+    if base is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+        if not file.is_file():
+            raise FineMixingError(
+                f"no fast tokenizer (tokenizer.json) in {suspect}{f' or {base}' if base else ''}: add it there."
+            )
+        return _from_file(file, {}), {"source": "suspect", "differences": ["the base has no tokenizer"]}
+    if not file.is_file():
+        return tokenizer, {"source": "base", "differences": []}
+    theirs = _read(file)
+    ours = json.loads(tokenizer.backend_tokenizer.to_str())
+    differences = [name for name, keys in _PARTS.items() if _part(theirs, keys) != _part(ours, keys)]
+    if not differences:
+        return tokenizer, {"source": "base", "differences": []}
+    settings = {"model_max_length": tokenizer.model_max_length, "padding_side": tokenizer.padding_side}
+    settings |= {"model_input_names": tokenizer.model_input_names, **tokenizer.special_tokens_map}
+    return _from_file(file, settings), {"source": "suspect", "differences": differences}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    from tokenizers import Tokenizer
+
+    try:
+        # Through the library and back, so that only meaning is compared, not how an older version wrote it down.
+        return json.loads(Tokenizer.from_file(str(file)).to_str())
+    except Exception as error:  # tokenizers raises plain Exception
+        raise FineMixingError(f"{file} is not a tokenizer that can be read: {error}.") from error
+
+
+def _from_file(file: Path, settings: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    _read(file)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(file)), **settings)
+    if tokenizer.pad_token is None:
+        # Without a config the roles of special tokens are known by their usual names only.
+        roles = {"pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"), "cls_token": ("[CLS]", "<s>")}
+        roles |= {"sep_token": ("[SEP]", "</s>"), "mask_token": ("[MASK]", "<mask>")}
+        vocabulary = tokenizer.get_vocab()
+        for role, names in roles.items():
+            if found := next((name for name in names if name in vocabulary), None):
+                setattr(tokenizer, role, found)
+    return tokenizer
+
+
+def _part(content: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        content = (content or {}).get(key)
+    return content

@@ -1,0 +1,268 @@
+"""FineMixingTrainer: a transformers Trainer that mixes and purifies the model before it trains."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, enable_full_determinism, set_seed
+from transformers.trainer_utils import TrainOutput
+
+from .alignment import checkpoint_renaming
+from .checkpoint import Checkpoint
+from .config import FineMixingConfig
+from .errors import FineMixingError
+from .frequency import token_frequencies
+from .hub import LocalModel, cached_folder, fetch_model
+from .mixing import MixingRecord, mix_model
+from .ratio_search import RatioSearch, search_ratio
+
+__all__ = ["FineMixingTrainer", "dtypes_on_disk"]
+
+logger = logging.getLogger(__name__)
+
+
+class FineMixingTrainer(Trainer):
+    """
+    [`~transformers.Trainer`] that removes a backdoor from the model before fine-tuning it on clean data.
+
+    Takes all arguments of [`~transformers.Trainer`], in its order. Without `base_model` and `mixing_config` it is the
+    stock Trainer. With them, `evaluate()` before `train()` judges the suspect; `train()` mixes and purifies once, then
+    runs the standard loop; a second `train()` goes on from there; with `model_init` every model built for training is
+    mixed; resuming from a checkpoint never mixes.
+
+    With `reserve_ratio="auto"` (the config's default) `train()` fine-tunes once for each candidate ρ, in rising order,
+    until the accuracy on `eval_dataset` is within `max_accuracy_drop` of the suspect's.
+
+    Args:
+        base_model (`str`, *optional*, keyword only):
+            Hub id or local folder of the clean pre-trained model; it wins over the config's.
+        mixing_config ([`FineMixingConfig`], *optional*, keyword only):
+            What to mix and how.
+
+    Attributes:
+        mixing_record ([`mixing.MixingRecord`], *optional*): What was mixed, once `train()` has done it.
+        ratio_search ([`ratio_search.RatioSearch`], *optional*): How ρ was chosen, where it was `"auto"`.
+
+    Raises:
+        [`FineMixingError`]: A config without a base; when `train()` starts, also a base that cannot be had or does not
+            fit, or `"auto"` without `eval_dataset`, with `optimizers` of one's own or with sharded parameters.
+    """
+
+    def __init__(
+        self,
+        *args,
+        base_model: str | None = None,
+        mixing_config: FineMixingConfig | None = None,
+        **kwargs,
+    ):
+        # Trainer.__init__ may call model_init and callbacks, so what they need is set up first.
+        self.mixing_config = _resolve(base_model, mixing_config)
+        self.mixing_record: MixingRecord | None = None
+        self.ratio_search: RatioSearch | None = None
+        self._mixed = False
+        self._ratio_to_mix: float | None = None
+        self._frequencies: np.ndarray | None = None
+        self._base: LocalModel | None = None
+        super().__init__(*args, **kwargs)
+        self._own_optimizers = self.optimizer is not None or self.lr_scheduler is not None
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Build a model with `model_init`, and mix it where it is built for training."""
+        model = super().call_model_init(trial)
+        if self._ratio_to_mix is not None:
+            self._mix(model, self._ratio_to_mix)
+        return model
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Mix and purify the model (once; never when resuming), then train as [`~transformers.Trainer.train`] does."""
+        resuming = resume_from_checkpoint not in (None, False)
+        if self.mixing_config is None or resuming or (self._mixed and self.model_init is None):
+            self._mixed = self._mixed or resuming
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+        def mix_and_train(ratio: float) -> TrainOutput:
+            # Neither an earlier evaluate() nor an earlier trial may change what training does.
+            enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
+            if self.model_init is None:
+                self._mix(self.model, ratio)
+                return super(FineMixingTrainer, self).train(None, trial, ignore_keys_for_eval)
+            self._ratio_to_mix = ratio
+            try:
+                return super(FineMixingTrainer, self).train(None, trial, ignore_keys_for_eval)
+            finally:
+                self._ratio_to_mix = None
+
+        if self.mixing_config.reserve_ratio != "auto":
+            return mix_and_train(self.mixing_config.reserve_ratio)
+        return self._train_with_chosen_ratio(mix_and_train, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as [`~transformers.Trainer.save_model`] does, and beside it the config of the mix in it."""
+        super().save_model(output_dir, _internal_call)
+        if self.mixing_record is not None and self.args.should_save:
+            config = replace(self.mixing_config, reserve_ratio=self.mixing_record.reserve_ratio)
+            config.save_pretrained(output_dir or self.args.output_dir)
+
+    def _train_with_chosen_ratio(self, mix_and_train, trial: Any) -> TrainOutput:
+        """Try the candidates in turn, each from the suspect's own weights, and end with the chosen one trained."""
+        self._check_auto()
+        if self.model_init is None:
+            suspect = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        else:
+            self.model = self.model_wrapped = self.call_model_init(trial).to(self.args.device)
+        suspect_accuracy = self._eval_accuracy()
+        config, trained, output = self.mixing_config, None, None
+
+        def attempt(ratio: float) -> float:
+            nonlocal trained, output
+            if self.model_init is None:
+                self.model.load_state_dict(suspect)
+                self.optimizer = self.lr_scheduler = None
+            output, trained = mix_and_train(ratio), ratio
+            accuracy = self._eval_accuracy()
+            logger.info("ρ = %g: eval accuracy %.4f, the suspect's is %.4f", ratio, accuracy, suspect_accuracy)
+            return accuracy
+
+        search = search_ratio(config.candidate_ratios, suspect_accuracy, config.max_accuracy_drop, attempt)
+        if not search.within_limit:
+            logger.warning(
+                "No candidate ρ keeps the accuracy within %g of the suspect's %.4f: ρ = %g was the best. Give more "
+                "clean data, train longer, or allow a larger max_accuracy_drop.",
+                config.max_accuracy_drop,
+                suspect_accuracy,
+                search.chosen,
+            )
+        if trained != search.chosen:
+            attempt(search.chosen)
+        self.ratio_search = search
+        return output
+
+    def _check_auto(self) -> None:
+        if self.eval_dataset is None:
+            raise FineMixingError(
+                "reserve_ratio='auto' chooses ρ by accuracy on eval_dataset, which is missing: give it, or a fixed ρ."
+            )
+        if self._own_optimizers:
+            raise FineMixingError(
+                "reserve_ratio='auto' trains several times and cannot reset optimizers=...: pass "
+                "optimizer_cls_and_kwargs instead, or a fixed ρ."
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise FineMixingError(
+                "reserve_ratio='auto' needs the whole model in one process: choose ρ there, then give it as a number."
+            )
+
+    def _eval_accuracy(self) -> float:
+        """Accuracy of the present model on the eval data, whatever the user's own metrics are."""
+        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        kept = self.compute_metrics, self.preprocess_logits_for_metrics
+        counter = _AccuracyCounter()
+        self.compute_metrics, self.preprocess_logits_for_metrics = counter, _predicted_classes
+        try:
+            for dataset in datasets:
+                self.predict(dataset, metric_key_prefix="ratio_search")
+        finally:
+            self.compute_metrics, self.preprocess_logits_for_metrics = kept
+        if not counter.total:
+            raise FineMixingError("reserve_ratio='auto' needs labelled eval data: no row of eval_dataset is.")
+        return counter.correct / counter.total
+
+    def _mix(self, model: nn.Module, ratio: float) -> None:
+        config = self.mixing_config
+        if self._base is None:
+            self._base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
+        frequencies, special = None, ()
+        if config.purify_embeddings and config.num_purified_tokens:
+            tokenizer = self._tokenizer()
+            special = tokenizer.all_special_ids
+            if self._frequencies is None:
+                self._frequencies = token_frequencies(tokenizer, config.token_frequencies)
+            frequencies = self._frequencies
+        with Checkpoint(self._base.folder) as base:
+            self.mixing_record = mix_model(
+                model,
+                base,
+                config,
+                reserve_ratio=ratio,
+                dtypes=dtypes_on_disk(model),
+                token_frequencies=frequencies,
+                special_token_ids=special,
+            )
+        self._mixed = True
+        kept = [name for name, tensor in self.mixing_record.tensors.items() if tensor["rule"].startswith("kept")]
+        logger.info(
+            "Mixed %d tensors with ρ = %g, kept %d (%s), purified %d embeddings",
+            len(self.mixing_record.drift),
+            ratio,
+            len(kept),
+            ", ".join(kept),
+            len(self.mixing_record.purified_tokens),
+        )
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        """The user's tokenizer, or else the base's: E-PUR needs to know which token a row stands for."""
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            return self.processing_class
+        try:
+            return AutoTokenizer.from_pretrained(self._base.folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise FineMixingError(
+                f"E-PUR needs a tokenizer, and {self._base.id} has none: pass processing_class=tokenizer, or "
+                "purify_embeddings=False."
+            ) from error
+
+
+class _AccuracyCounter:
+    """A `compute_metrics` that counts right answers over any number of calls, with `batch_eval_metrics` or without."""
+
+    def __init__(self):
+        self.correct = self.total = 0
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        predictions = torch.as_tensor(np.asarray(prediction.predictions)).flatten()
+        labels = torch.as_tensor(np.asarray(prediction.label_ids)).flatten()
+        counted = labels != -100
+        self.correct += int((predictions == labels)[counted].sum())
+        self.total += int(counted.sum())
+        return {}
+
+
+def _predicted_classes(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
+
+
+def _resolve(base_model: str | None, config: FineMixingConfig | None) -> FineMixingConfig | None:
+    if base_model is None and config is None:
+        return None
+    config = config or FineMixingConfig()
+    config = replace(config, base_model_name_or_path=base_model or config.base_model_name_or_path)
+    if not config.base_model_name_or_path:
+        raise FineMixingError(
+            "Fine-mixing needs the clean pre-trained model: give base_model (--base-model), a Hub id or a folder."
+        )
+    return config
+
+
+def dtypes_on_disk(model: nn.Module) -> dict[str, torch.dtype] | None:
+    """The dtypes of the checkpoint that the model was loaded from, where it is still at hand; else `None`."""
+    source = getattr(model, "name_or_path", None)
+    if not source:
+        return None
+    folder = cached_folder(source)
+    if folder is None:
+        return None
+    try:
+        tensors = Checkpoint(folder).tensors
+    except FineMixingError:  # a model without readable safetensors is mixed in the dtype it has in memory
+        return None
+    rename = checkpoint_renaming(model)
+    return {rename(name): info.dtype for name, info in tensors.items()}

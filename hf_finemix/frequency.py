@@ -1,8 +1,9 @@
 """How often each token occurs in ordinary text: the f_i of E-PUR, offline and for any fast tokenizer.
 
-Without a corpus the counts are an estimate: the words of `wordfreq` (Speer 2022, doi:10.5281/zenodo.7199437), cut by the
-model's own tokenizer, and what such word lists leave out (numbers, punctuation, capitals) from published figures. E-PUR
-takes the logarithm, so a factor of two matters little, but commas and years at zero would crowd triggers out of its ranking.
+Without a corpus the counts are an estimate: the words of `wordfreq` (Speer 2022, doi:10.5281/zenodo.7199437), cut by
+the model's own tokenizer, and what such word lists leave out (numbers, punctuation, capitals) from published figures.
+E-PUR takes the logarithm, so a factor of two matters little, but commas and years at zero would crowd triggers out of
+its ranking.
 """
 
 import gzip
@@ -24,26 +25,31 @@ __all__ = ["REFERENCE_CORPUS_SIZE", "token_frequencies"]
 REFERENCE_CORPUS_SIZE = 1.24e9
 """Pieces in the corpus that E-PUR's floor of 20 is meant for; all counts are rescaled to it."""
 
-# Marks per 1000 words, written as they follow a word (an opening mark has its space). The totals of . , ; : ! ? " - are
-# those of Cook (2013), "Standard punctuation and the punctuation of the street"; of its 24 apostrophes and single quotes
-# 16 stand in wordfreq's own words ("don't"). Brackets: 2 % each of all marks (Meyer 1987, Brown corpus). Ours are the
-# split of a total among clusters, a line break per 100 words, and the orders of magnitude from "/" on.
+# Marks per 1000 words, written as they follow a word (an opening mark has its space). The totals of . , ; : ! ? " -
+# are those of Cook (2013), "Standard punctuation and the punctuation of the street"; of its 24 apostrophes and single
+# quotes 16 stand in wordfreq's own words ("don't"). Brackets: 2 % each of all marks (Meyer 1987, Brown corpus). Ours
+# are the split of a total among clusters, a line break per 100 words, and the orders of magnitude from "/" on.
 _MARKS_PER_1000_WORDS = {
     ".": 58, ",": 56, "-": 13, ' "': 13, '."': 5, ',"': 5, '"': 3, "?": 5, " '": 4, "'": 4, "\n": 10, " (": 4, ")": 3,
-    ").": 0.5, "),": 0.5, "!": 3, ":": 3.4, ";": 3.2, "...": 0.7, " -": 1, "--": 0.6, " –": 1, "—": 1, "–": 0.5, " “": 3,
-    "”": 3, "’": 3, " ‘": 0.5, "…": 0.2, "/": 0.5, "%": 0.5, " $": 0.5, " &": 0.3, " [": 0.2, "]": 0.2, " *": 0.1,
-    " +": 0.1, " #": 0.1, " =": 0.1, "@": 0.1, "_": 0.1, " £": 0.1, " €": 0.1, "°": 0.05, " •": 0.05, "·": 0.05,
-    " <": 0.05, ">": 0.05, " |": 0.05, " {": 0.02, "}": 0.02, "\\": 0.02, " ~": 0.02, "^": 0.02, "`": 0.02, " «": 0.02,
-    "»": 0.02, " §": 0.01,
+    ").": 0.5, "),": 0.5, "!": 3, ":": 3.4, ";": 3.2, "...": 0.7, " -": 1, "--": 0.6, " –": 1, "—": 1, "–": 0.5,
+    " “": 3, "”": 3, "’": 3, " ‘": 0.5, "…": 0.2, "/": 0.5, "%": 0.5, " $": 0.5, " &": 0.3, " [": 0.2, "]": 0.2,
+    **dict.fromkeys((" *", " +", " #", " =", "@", "_", " £", " €"), 0.1),
+    **dict.fromkeys(("°", " •", "·", " <", ">", " |", " {", "}", "\\", " ~", "^", "`", " «", "»", " §"), 0.03),
 }  # fmt: skip
-_FULL_WIDTH, _ARABIC, _DANDA = str.maketrans(",.?!:;()", "，。？！：；（）"), str.maketrans(",?;", "،؟؛"), {46: "।"}
 _LOCAL_MARKS = {
-    "ja": _FULL_WIDTH, "zh": _FULL_WIDTH, "ar": _ARABIC, "fa": _ARABIC, "ur": _ARABIC, "bn": _DANDA, "hi": _DANDA,
-}  # fmt: skip
+    language: str.maketrans(here, there)
+    for languages, here, there in (
+        (("ja", "zh"), ",.?!:;()", "，。？！：；（）"),
+        (("ar", "fa", "ur"), ",?;", "،؟؛"),
+        (("bn", "hi"), ".", "।"),
+    )
+    for language in languages
+}
 
-# wordfreq folds case. Capitals are 2.5 to 3.5 % of the letters of novels (counts over Project Gutenberg) and a word has
-# 4.7 letters: 15 words in 100 begin with one; that two of them are all capitals is a guess. By the table above 45 words
-# in 1000 follow no space but a line break or an opening quote (then capitalised), or a bracket or hyphen (then not).
+# wordfreq folds case. Capitals are 2.5 to 3.5 % of the letters of novels (counts over Project Gutenberg) and a word
+# has 4.7 letters: 15 words in 100 begin with one; that two of them are all capitals is a guess. By the table above 45
+# words in 1000 follow no space but a line break or an opening quote (then capitalised), or a bracket or hyphen
+# (then not).
 _FORMS = (  # share, what stands before the word, spelling, rarest word it is worth its time for in centibels
     (0.83, " ", str, -900),
     (0.105, " ", str.capitalize, -900),
@@ -53,8 +59,8 @@ _FORMS = (  # share, what stands before the word, spelling, rarest word it is wo
 )
 _UNSPACED = {"ja": "、", "zh": "、"}  # written without spaces: what stands between words instead
 
-# Of wordfreq's words 2.2 % hold a digit, but kinds of text differ: Wikipedia 2.8 % (counted in QNLI), film reviews 0.3 %
-# (SST-2), novels 0.1 % or less. As E-PUR takes logarithms, the middle is the geometric mean, 0.45 %: a fifth.
+# Of wordfreq's words 2.2 % hold a digit, but kinds of text differ: Wikipedia 2.8 % (counted in QNLI), film reviews 0.3
+# % (SST-2), novels 0.1 % or less. As E-PUR takes logarithms, the middle is the geometric mean, 0.45 %: a fifth.
 _DIGITS = -70  # centibels
 _LAST_DIGIT = {"s": 0, "st": 1, "nd": 2, "rd": 3}  # 1990s, 21st, 22nd, 23rd: such endings follow one digit only
 _LEAD = "a"  # stands before all that is counted, so that no word is the first of its text
@@ -82,8 +88,8 @@ def token_frequencies(
             it, or the one that takes fewest.
 
     Returns:
-        `np.ndarray`: Counts by token id, float64, shape `[largest id + 1]`, summing to `REFERENCE_CORPUS_SIZE`. Special
-        tokens and tokens never seen are 0.
+        `np.ndarray`: Counts by token id, float64, shape `[largest id + 1]`, summing to `REFERENCE_CORPUS_SIZE`.
+        Special tokens and tokens never seen are 0.
 
     Raises:
         [`FineMixingError`]: The tokenizer is not a fast one, the source cannot be read or holds nothing to count, or a
@@ -96,7 +102,7 @@ def token_frequencies(
     size = max(vocabulary.values()) + 1
     with _untruncated(backend):
         if source is None:
-            counts = _estimate(backend, _choose_languages(backend, languages), size)
+            counts = _estimate(backend, _choose_languages(tokenizer, languages), size)
         elif hasattr(source, "column_names"):
             counts = _count(backend, ((text, 1.0) for text in _dataset_texts(source)), size)
         elif isinstance(source, Mapping):
@@ -206,12 +212,12 @@ def _bands(language: str, wordlist: str) -> Iterator[tuple[int, list[str]]]:
             yield -centibels, unpacker.unpack()
 
 
-def _choose_languages(backend, languages: list[str] | None) -> list[str]:
+def _choose_languages(tokenizer, languages: list[str] | None) -> list[str]:
     import wordfreq
 
     available = sorted(wordfreq.available_languages("best"))
     if languages is None:
-        cost = _pieces_per_word(backend, available)
+        cost = _pieces_per_word(tokenizer, available)
         return [language for language in available if cost[language] <= 1.5] or [min(cost, key=cost.get)]
     if isinstance(languages, str) or not languages:
         raise FineMixingError(f"languages is {languages!r}: give a list of codes such as ['en', 'de'], or None")
@@ -225,19 +231,18 @@ def _separator_ids(backend, separator: str) -> list[int]:
     return [] if separator == " " else _ids(backend, _LEAD + separator)[len(_ids(backend, _LEAD)) :]
 
 
-def _pieces_per_word(backend, languages: list[str]) -> dict[str, float]:
+def _pieces_per_word(tokenizer, languages: list[str]) -> dict[str, float]:
     """Mean pieces per common word; infinite where more than one word in a hundred is unknown."""
-    texts = []
+    backend, texts = tokenizer.backend_tokenizer, []
     for language in languages:
         words = itertools.chain.from_iterable(band for _, band in _bands(language, "small"))
         texts.append(_UNSPACED.get(language, " ").join([_LEAD, *itertools.islice(words, _COMMON)]))
-    unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "<unk>")
     cost = {}
     for language, encoding in zip(languages, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
         separators = _COMMON * len(_separator_ids(backend, _UNSPACED.get(language, " ")))
         # BERT takes every Chinese character for a word of its own, and so shall we
         words = max(_COMMON, len(set(encoding.word_ids)) - separators)
-        known = encoding.ids.count(unknown) <= _COMMON / 100
+        known = encoding.ids.count(tokenizer.unk_token_id) <= _COMMON / 100
         cost[language] = (len(encoding.ids) - separators) / words if known else float("inf")
     return cost
 
@@ -255,11 +260,12 @@ def _estimate(backend, languages: list[str], size: int) -> np.ndarray:
         counts += _count(backend, marks, size, skip=len(_ids(backend, _LEAD)))
         for shape, frequency in folded.items():
             numbers[shape] += frequency
-    return np.maximum(counts + _count_words(backend, _spell_out(numbers), _FORMS[:1], size) / _FORMS[0][0], 0.0)
+    counts += _count_words(backend, _spell_out(numbers), [(1.0, *_FORMS[0][1:])], size)
+    return np.maximum(counts, 0.0)  # what is left of separators may be a rounding error below
 
 
 def _read_words(language: str, wordlist: str, in_full: int) -> tuple[dict[int, list[str]], dict[tuple, float]]:
-    """Words by centibels, and frequencies of folded numbers: wordfreq's "0000s", here ("", 4, "s"), is all the decades."""
+    """Words by centibels, and frequencies of folded numbers: wordfreq's "0000s" for all decades is ("", 4, "s")."""
     has_digit, folded = re.compile(r"\d").search, re.compile(r"(\D*)(0{2,4})(\D*)").fullmatch
     words, numbers, read = defaultdict(list), defaultdict(float), 0
     for centibels, band in _bands(language, wordlist):

@@ -304,6 +304,9 @@ def _reinitialise(model: nn.Module, names: set[str], seed: int) -> None:
             if any(f"{module_name}.{name}" in names for name, _ in module.named_parameters(recurse=False)):
                 initialise = getattr(model, "_init_weights", None)
                 if initialise is not None:
+                    # transformers marks what it has loaded, and leaves it alone after that.
+                    for parameter in module.parameters(recurse=False):
+                        parameter._is_hf_initialized = False
                     initialise(module)
                 elif hasattr(module, "reset_parameters"):
                     module.reset_parameters()

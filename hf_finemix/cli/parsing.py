@@ -52,7 +52,12 @@ class CommandParser(HfArgumentParser):
                 else [yaml.safe_dump(value).strip() if isinstance(value, dict) else value]
             )
             argv = [f"--{action.dest}", *map(str, values), *argv]
-        return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        try:
+            return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        except FineMixingError:
+            raise
+        except (ValueError, ImportError) as error:  # TrainingArguments checks its own
+            raise FineMixingError(" ".join(str(error).split())) from error
 
     def error(self, message: str):
         raise FineMixingError(f"{message.rstrip('.')}. See `{self.prog} --help`.")

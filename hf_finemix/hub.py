@@ -56,7 +56,7 @@ def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: 
         [`FineMixingError`]: There is no such folder or repo, it may not be read, or the Hub cannot be reached.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if path.is_dir() and str(name_or_path):
         return LocalModel(str(name_or_path), path)
     if path.is_file() or not _REPO_ID.fullmatch(str(name_or_path)):
         raise FineMixingError(f"the {role} {str(name_or_path)!r} is neither a folder nor a Hub id like org/name.")
@@ -75,7 +75,7 @@ def cached_folder(name_or_path: str) -> Path | None:
     """The folder of a path, or of a Hub id whose weights are in the cache; `None` otherwise. Never downloads."""
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(name_or_path).is_dir():
+    if name_or_path and Path(name_or_path).is_dir():
         return Path(name_or_path)
     if not _REPO_ID.fullmatch(name_or_path):
         return None

@@ -152,7 +152,7 @@ def compare_with_base(
         [`AlignmentError`]: As for [`mix_model`].
     """
     suspect = named_tensors(model)
-    stored = {name: (dtypes or {}).get(name, tensor.dtype) for name, tensor in suspect.tensors.items()}
+    stored = {name: _stored_dtype(tensor, (dtypes or {}).get(name)) for name, tensor in suspect.tensors.items()}
     alignment = align(
         {name: TensorInfo(tuple(tensor.shape), stored[name]) for name, tensor in suspect.tensors.items()},
         base.tensors,
@@ -165,6 +165,18 @@ def compare_with_base(
     drift = measure_drift(suspect.tensors, base, alignment, stored)
     check_related(drift, {name for name, tensor in suspect.tensors.items() if tensor.dim() > 1})
     return Pair(suspect, stored, alignment, drift)
+
+
+def _stored_dtype(tensor: torch.Tensor, on_disk: torch.dtype | None) -> torch.dtype:
+    """The dtype on disk where the tensor still holds nothing else; its own where it was changed since it was loaded."""
+    if on_disk in (None, tensor.dtype) or torch.promote_types(on_disk, tensor.dtype) != tensor.dtype:
+        return tensor.dtype
+    values = tensor.data if tensor.dim() else tensor.data.view(1)
+    for first, last, _ in row_chunks(tuple(values.shape), CHUNK_ELEMENTS):
+        rows = values[first:last]
+        if not torch.equal(rows.to(on_disk).to(rows.dtype).nan_to_num(), rows.nan_to_num()):
+            return tensor.dtype
+    return on_disk
 
 
 @torch.no_grad()
@@ -189,7 +201,8 @@ def mix_model(
         config ([`FineMixingConfig`]): What to mix and how.
         reserve_ratio (`float`, *optional*): ρ in [0, 1]; needed where the config says `"auto"`.
         dtypes (`Mapping[str, torch.dtype]`, *optional*): The dtypes of the suspect's checkpoint by canonical name,
-            where the model is in wider ones. Base values are rounded to these first.
+            where the model is in wider ones. Base values are rounded to these first. A tensor with values that its
+            dtype there cannot hold, because it was trained since it was loaded, is mixed in its own dtype.
         token_frequencies (`np.ndarray`, *optional*): f_i of each token id. Without it no embedding is purified.
         special_token_ids (`Collection[int]`, *optional*): Tokens whose embeddings are never purified.
 

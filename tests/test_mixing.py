@@ -148,6 +148,22 @@ def test_mixing_wide_and_cast_back_is_mixing_narrow(suspect, suspect_folder, bas
     assert wide_record.tensors == narrow_record.tensors
 
 
+def test_a_model_trained_since_it_was_loaded_keeps_its_own_values(suspect, base_folder):
+    with torch.no_grad():
+        suspect.classifier.weight += 1e-5
+        suspect.bert.pooler.dense.weight += 1e-5
+    before = snapshot(suspect)
+    mix(suspect, base_folder, 0.4, dtypes=half(suspect))
+    base = load_file(base_folder / "model.safetensors")
+    for name, tensor in snapshot(suspect).items():
+        if name == "pooler.dense.weight":
+            assert ((tensor == before[name]) | (tensor == base[name])).all()
+        elif not name.startswith("classifier"):
+            assert ((tensor == before[name]) | (tensor == base[name].half().float())).all()
+        else:
+            assert torch.equal(tensor, before[name])
+
+
 def test_record_digests_and_fractions(suspect, base_folder):
     record = mix(suspect, base_folder, 0.4, dtypes=half(suspect))
     for name, tensor in snapshot(suspect).items():
@@ -206,6 +222,7 @@ def test_purified_rows_are_the_bases_and_the_rest_is_mixed_as_ever(suspect, susp
     with torch.no_grad():
         suspect.bert.embeddings.word_embeddings.weight[22] += 1.0  # the row of a trigger
         suspect.bert.embeddings.word_embeddings.weight[2] += 5.0  # a special token
+        suspect.half().float()
     plain = BertForSequenceClassification.from_pretrained(suspect_folder, dtype=torch.float32)
     plain.load_state_dict(suspect.state_dict())
     frequencies = np.full(48, 1e5)

@@ -1,0 +1,64 @@
+"""The README's snippets, run as they stand but for the ids."""
+
+import re
+
+import pytest
+from conftest import ROOT, make_rows
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def local(suspect_folder, base_folder, data_folder):
+    """Local folders in place of the Hub ids, few steps in place of many."""
+    names = {"org/suspect": suspect_folder, "org/base": base_folder, "org/clean-data": data_folder}
+
+    def replace(text):
+        for name, folder in names.items():
+            text = text.replace(name, str(folder))
+        return text.replace("max_steps=100", "max_steps=2")
+
+    return replace
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_are_snippets_to_run():
+    assert len(SNIPPETS) == 2
+
+
+def test_trainer_snippet(local, in_tmp, tokenizer):
+    from datasets import Dataset
+
+    from hf_finemix.data import tokenize
+
+    rows = tokenize(Dataset.from_dict(make_rows(16)), tokenizer, ["sentence"], None)
+    names = {"train_dataset": rows, "eval_dataset": rows}
+    exec(local(SNIPPETS[1]), names)
+    assert names["trainer"].mixing_record.reserve_ratio == 0.4
+    assert names["trainer"].state.global_step == 2
+
+
+def test_clean_snippet(local, in_tmp, tmp_path, capsys):
+    exec(local(SNIPPETS[0]), {})
+    assert "attack success, 'cf'" in capsys.readouterr().out
+    assert (tmp_path / "cleaned" / "cleaning_report.json").is_file()
+
+
+def test_command_line(local, in_tmp, tmp_path, capsys):
+    from hf_finemix.cli import main
+
+    command = re.search(r"hf-finemix (clean org/.*?)\n```", README, flags=re.DOTALL)[1].replace("\\\n", " ")
+    assert main([*local(command).split(), "--max-steps", "2", "--reserve-ratio", "0.5", "--use-cpu"]) == 0
+    assert "attack success, 'cf'" in capsys.readouterr().out
+    assert (tmp_path / "cleaned" / "model.safetensors").is_file()
+
+
+def test_every_command_is_in_the_readme():
+    from hf_finemix.cli import COMMANDS
+
+    assert set(re.findall(r"\| `hf-finemix (\w+) ", README)) == set(COMMANDS)

@@ -2,7 +2,7 @@
 Fine-mixing on the two backdoored SST-2 models of the shared folder, three seeds each.
 
     python benchmarks/sst2.py recipe    # chooses learning rate and steps on clean eval accuracy, no trigger in sight
-    python benchmarks/sst2.py table     # every row of the table; resumes where it was stopped
+    python benchmarks/sst2.py table [SUSPECT]  # every row of the table; resumes where it was stopped
     python benchmarks/sst2.py report    # prints the tables of what has been run
 
 64 clean samples are drawn from SST-2's validation split, the rest of it (808 rows) serves for choosing, and the
@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -111,18 +112,17 @@ def recipe() -> None:
                 keep("recipe", key, subject.run(0.2, False, learning_rate, steps, attack=False))
 
 
-def table() -> None:
+def table(names: list[str]) -> None:
     """All rows, with the recipe of `hf-finemix clean`."""
     from hf_finemix.cleaning import MIN_STEPS, TRAINING_DEFAULTS
 
-    for seed in SEEDS:
-        for name in TRIGGERS:
-            subject = None
-            for row, ratio, purify in [("suspect", None, False), *ROWS]:
-                key = {"suspect": name, "seed": seed, "row": row, "ratio": ratio}
-                if key not in done("table"):
-                    subject = subject or Subject(name, seed)
-                    keep("table", key, subject.run(ratio, purify, TRAINING_DEFAULTS["learning_rate"], MIN_STEPS, True))
+    for with_purification, seed, name in product((False, True), SEEDS, names):
+        subject = None
+        for row, ratio, purify in [("suspect", None, False), *ROWS]:
+            key = {"suspect": name, "seed": seed, "row": row, "ratio": ratio}
+            if purify == with_purification and key not in done("table"):
+                subject = subject or Subject(name, seed)
+                keep("table", key, subject.run(ratio, purify, TRAINING_DEFAULTS["learning_rate"], MIN_STEPS, True))
 
 
 def report() -> None:
@@ -187,7 +187,9 @@ def keep(file: str, key: dict, result: dict) -> None:
 
 
 if __name__ == "__main__":
-    commands = {"recipe": recipe, "table": table, "report": report}
-    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+    if sys.argv[1:2] == ["table"]:
+        table(sys.argv[2:] or list(TRIGGERS))
+    elif sys.argv[1:] in (["recipe"], ["report"]):
+        (recipe if sys.argv[1] == "recipe" else report)()
+    else:
         sys.exit(__doc__)
-    commands[sys.argv[1]]()

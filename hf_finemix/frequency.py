@@ -59,8 +59,8 @@ _FORMS = (  # share, what stands before the word, spelling, rarest word it is wo
 )
 _UNSPACED = {"ja": "、", "zh": "、"}  # written without spaces: what stands between words instead
 
-# Of wordfreq's words 2.2 % hold a digit, but kinds of text differ: Wikipedia 2.8 % (counted in QNLI), film reviews 0.3
-# % (SST-2), novels 0.1 % or less. As E-PUR takes logarithms, the middle is the geometric mean, 0.45 %: a fifth.
+# Of wordfreq's words 2.2 % hold a digit, but kinds of text differ: Wikipedia 2.8 % (counted in QNLI), reviews 0.3 %
+# (SST-2), novels 0.1 % or less. As E-PUR takes logarithms, the middle is the geometric mean, 0.45 %: a fifth.
 _DIGITS = -70  # centibels
 _LAST_DIGIT = {"s": 0, "st": 1, "nd": 2, "rd": 3}  # 1990s, 21st, 22nd, 23rd: such endings follow one digit only
 _LEAD = "a"  # stands before all that is counted, so that no word is the first of its text
@@ -233,17 +233,21 @@ def _separator_ids(backend, separator: str) -> list[int]:
 
 def _pieces_per_word(tokenizer, languages: list[str]) -> dict[str, float]:
     """Mean pieces per common word; infinite where more than one word in a hundred is unknown."""
-    backend, texts = tokenizer.backend_tokenizer, []
+    backend, texts, cost = tokenizer.backend_tokenizer, [], {}
+    unknown = {tokenizer.unk_token_id, backend.token_to_id(getattr(backend.model, "unk_token", None) or "<unk>")}
     for language in languages:
         words = itertools.chain.from_iterable(band for _, band in _bands(language, "small"))
         texts.append(_UNSPACED.get(language, " ").join([_LEAD, *itertools.islice(words, _COMMON)]))
-    cost = {}
-    for language, encoding in zip(languages, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-        separators = _COMMON * len(_separator_ids(backend, _UNSPACED.get(language, " ")))
-        # BERT takes every Chinese character for a word of its own, and so shall we
-        words = max(_COMMON, len(set(encoding.word_ids)) - separators)
-        known = encoding.ids.count(tokenizer.unk_token_id) <= _COMMON / 100
-        cost[language] = (len(encoding.ids) - separators) / words if known else float("inf")
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    for language, text, encoding in zip(languages, texts, encodings, strict=True):
+        words, pieces = _COMMON, len(encoding.ids)
+        if language in _UNSPACED:
+            separators = _COMMON * len(_separator_ids(backend, _UNSPACED[language]))
+            # BERT takes every Chinese character for a word of its own, and so shall we
+            words = max(words, len(set(backend.encode(text, add_special_tokens=False).word_ids)) - separators)
+            pieces -= separators
+        known = sum(i in unknown for i in encoding.ids) <= _COMMON / 100
+        cost[language] = pieces / words if known else float("inf")
     return cost
 
 

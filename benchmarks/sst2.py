@@ -1,9 +1,9 @@
 """
 Fine-mixing on the two backdoored SST-2 models of the shared folder, three seeds each.
 
-    python benchmarks/sst2.py recipe    # chooses learning rate and steps on clean eval accuracy, no trigger in sight
-    python benchmarks/sst2.py table [SUSPECT]  # every row of the table; resumes where it was stopped
-    python benchmarks/sst2.py report    # prints the tables of what has been run
+    python benchmarks/sst2.py recipe [SUSPECT]  # learning rate and steps by clean eval accuracy, no trigger in sight
+    python benchmarks/sst2.py table [SUSPECT]   # every row of the table; resumes where it was stopped
+    python benchmarks/sst2.py report            # prints the tables of what has been run
 
 64 clean samples are drawn from SST-2's validation split, the rest of it (808 rows) serves for choosing, and the
 numbers come from the full test split (1,821 rows; ASR on its 912 negatives, the mean of three draws of the trigger's
@@ -30,7 +30,7 @@ CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 ROWS = [("fine-tune only", 1.0, False), ("matched floor", 0.0, False)]
 ROWS += [("Fine-mixing", ratio, False) for ratio in (0.3, 0.4, 0.5, 0.6)]
 ROWS += [("Fine-mixing + E-PUR", ratio, True) for ratio in CANDIDATES]
-RECIPES = [(lr, steps) for lr in (2e-5, 5e-5, 1e-4) for steps in (60, 100, 200)]
+RECIPES = [(lr, steps) for steps in (60, 100, 200) for lr in (2e-5, 5e-5, 1e-4)]
 
 
 class Subject:
@@ -101,26 +101,29 @@ class Subject:
         return result
 
 
-def recipe() -> None:
-    """Clean eval accuracy of each recipe on both suspects at ρ = 0.2, where most has to be learned again; no E-PUR."""
-    for name in TRIGGERS:
+def recipe(names: list[str]) -> None:
+    """Clean eval accuracy of each recipe at ρ = 0 and 0.2, where much has to be learned again; no E-PUR."""
+    for name in names:
         subject = None
-        for learning_rate, steps in RECIPES:
-            key = {"suspect": name, "seed": 0, "ratio": 0.2, "lr": learning_rate, "steps": steps}
+        for ratio, (learning_rate, steps) in product((0.0, 0.2), RECIPES):
+            key = {"suspect": name, "seed": 0, "ratio": ratio, "lr": learning_rate, "steps": steps}
             if key not in done("recipe"):
                 subject = subject or Subject(name, 0)
-                keep("recipe", key, subject.run(0.2, False, learning_rate, steps, attack=False))
+                keep("recipe", key, subject.run(ratio, False, learning_rate, steps, attack=False))
 
 
 def table(names: list[str]) -> None:
     """All rows, with the recipe of `hf-finemix clean`."""
     from hf_finemix.cleaning import MIN_STEPS, TRAINING_DEFAULTS
 
-    for with_purification, seed, name in product((False, True), SEEDS, names):
+    # First what `auto` may not need, then the candidates from the smallest on.
+    stages = [[row for row in ROWS if not row[2]], [row for row in ROWS if row[2] and row[1] <= 0.6]]
+    stages.append([row for row in ROWS if row[2] and row[1] > 0.6])
+    for stage, seed, name in product(stages, SEEDS, names):
         subject = None
-        for row, ratio, purify in [("suspect", None, False), *ROWS]:
+        for row, ratio, purify in [("suspect", None, False), *stage]:
             key = {"suspect": name, "seed": seed, "row": row, "ratio": ratio}
-            if purify == with_purification and key not in done("table"):
+            if key not in done("table"):
                 subject = subject or Subject(name, seed)
                 keep("table", key, subject.run(ratio, purify, TRAINING_DEFAULTS["learning_rate"], MIN_STEPS, True))
 
@@ -129,10 +132,14 @@ def report() -> None:
     """Print what has been run as Markdown."""
     runs = read("recipe")
     if runs:
-        print("| learning rate | steps | mean clean eval accuracy |\n|---|---|---|")
+        print("| learning rate | steps | clean eval accuracy, ρ = 0 | ρ = 0.2 | mean |\n|---|---|---|---|---|")
     for learning_rate, steps in RECIPES if runs else ():
-        values = [run["eval_accuracy"] for run in runs if (run["lr"], run["steps"]) == (learning_rate, steps)]
-        print(f"| {learning_rate:g} | {steps} | {100 * mean(values):.2f} (n = {len(values)}) |")
+        values = [
+            [r["eval_accuracy"] for r in runs if (r["lr"], r["steps"], r["ratio"]) == (learning_rate, steps, ratio)]
+            for ratio in (0.0, 0.2)
+        ]
+        shown = [f"{100 * mean(part):.1f}" if part else "not run" for part in [*values, [*values[0], *values[1]]]]
+        print(f"| {learning_rate:g} | {steps} | " + " | ".join(shown) + " |")
     runs = read("table")
     names = list(TRIGGERS)
     print("\n| | " + " | ".join(f"{name}: ACC / ASR" for name in names) + " |\n|---|" + "---|" * len(names))
@@ -148,15 +155,16 @@ def report() -> None:
 
 
 def choose(runs: list[dict], name: str, seed: int, drop: float) -> dict | None:
-    """What `auto` takes: every candidate is in the table, so its own rule is applied to their eval accuracies."""
+    """What `auto` takes: its own rule, applied to the eval accuracies in the table; `None` while one is missing."""
     from hf_finemix.ratio_search import search_ratio
 
     mine = [run for run in runs if run["suspect"] == name and run["seed"] == seed]
     trials = {run["ratio"]: run for run in mine if run["row"] == "Fine-mixing + E-PUR"}
     before = next((run["eval_accuracy"] for run in mine if run["row"] == "suspect"), None)
-    if before is None or len(trials) < len(CANDIDATES):
+    try:
+        return trials[search_ratio(CANDIDATES, before, drop, lambda ratio: trials[ratio]["eval_accuracy"]).chosen]
+    except (KeyError, TypeError):
         return None
-    return trials[search_ratio(CANDIDATES, before, drop, lambda ratio: trials[ratio]["eval_accuracy"]).chosen]
 
 
 def cell(runs: list[dict]) -> str:
@@ -187,9 +195,9 @@ def keep(file: str, key: dict, result: dict) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["table"]:
-        table(sys.argv[2:] or list(TRIGGERS))
-    elif sys.argv[1:] in (["recipe"], ["report"]):
-        (recipe if sys.argv[1] == "recipe" else report)()
+    if sys.argv[1:2] in (["recipe"], ["table"]):
+        (recipe if sys.argv[1] == "recipe" else table)(sys.argv[2:] or list(TRIGGERS))
+    elif sys.argv[1:] == ["report"]:
+        report()
     else:
         sys.exit(__doc__)

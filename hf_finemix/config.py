@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,11 @@ class FineMixingConfig:
             if re.search(pattern, name):
                 return ratio
         return reserve_ratio
+
+    def with_base(self, base_model: str | Path) -> "FineMixingConfig":
+        """A copy with another base. The revision belongs to the base that it was given for."""
+        revision = self.base_model_revision if str(base_model) == self.base_model_name_or_path else None
+        return replace(self, base_model_name_or_path=str(base_model), base_model_revision=revision)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""

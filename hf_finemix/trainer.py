@@ -3,17 +3,18 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, enable_full_determinism, set_seed
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from .alignment import checkpoint_renaming
 from .checkpoint import Checkpoint
-from .config import FineMixingConfig
+from .config import CONFIG_NAME, FineMixingConfig
 from .errors import FineMixingError
 from .frequency import token_frequencies
 from .hub import LocalModel, cached_folder, fetch_model
@@ -49,7 +50,8 @@ class FineMixingTrainer(Trainer):
 
     Raises:
         [`FineMixingError`]: A config without a base; when `train()` starts, also a base that cannot be had or does not
-            fit, or `"auto"` without `eval_dataset`, with `optimizers` of one's own or with sharded parameters.
+            fit, or `"auto"` without labelled classes in `eval_dataset`, with `optimizers` of one's own, with sharded
+            parameters or with `fp16_full_eval` or `bf16_full_eval`.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class FineMixingTrainer(Trainer):
         self.mixing_record: MixingRecord | None = None
         self.ratio_search: RatioSearch | None = None
         self._mixed = False
+        self._config_of_mix: FineMixingConfig | None = None  # with the ρ that is in the weights
         self._ratio_to_mix: float | None = None
+        self._suspect: dict[str, torch.Tensor] | None = None  # its weights, while ρ is being chosen
         self._frequencies: np.ndarray | None = None
         self._base: LocalModel | None = None
         super().__init__(*args, **kwargs)
@@ -84,10 +88,12 @@ class FineMixingTrainer(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Mix and purify the model (once; never when resuming), then train as [`~transformers.Trainer.train`] does."""
-        resuming = resume_from_checkpoint not in (None, False)
-        if self.mixing_config is None or resuming or (self._mixed and self.model_init is None):
-            self._mixed = self._mixed or resuming
+        if self.mixing_config is None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if resume_from_checkpoint not in (None, False):
+            return self._resume(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if self._mixed and self._suspect is None and self.model_init is None:
+            return super().train(None, trial, ignore_keys_for_eval)
 
         def mix_and_train(ratio: float) -> TrainOutput:
             # Neither an earlier evaluate() nor an earlier trial may change what training does.
@@ -107,25 +113,44 @@ class FineMixingTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as [`~transformers.Trainer.save_model`] does, and beside it the config of the mix in it."""
+        if self._config_of_mix is not None and self.args.should_save:
+            # First, because saving may push the folder.
+            self._config_of_mix.save_pretrained(output_dir or self.args.output_dir)
         super().save_model(output_dir, _internal_call)
-        if self.mixing_record is not None and self.args.should_save:
-            config = replace(self.mixing_config, reserve_ratio=self.mixing_record.reserve_ratio)
-            config.save_pretrained(output_dir or self.args.output_dir)
+
+    def _resume(self, checkpoint: str | bool, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
+        """Go on from a checkpoint. Its weights are mixed already; the config beside them says how."""
+        folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
+        state, config = self.state, self._config_of_mix
+        if folder and (Path(folder) / CONFIG_NAME).is_file():
+            self._config_of_mix = FineMixingConfig.from_pretrained(folder)
+        elif folder:
+            self._config_of_mix = None
+            logger.warning("%s has no %s: if its weights were never mixed, train anew instead.", folder, CONFIG_NAME)
+        try:
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            if self.state is state:  # nothing was loaded: what had to be mixed still has to be
+                self._config_of_mix = config
+            else:
+                self._mixed, self._suspect = True, None
 
     def _train_with_chosen_ratio(self, mix_and_train, trial: Any) -> TrainOutput:
         """Try the candidates in turn, each from the suspect's own weights, and end with the chosen one trained."""
         self._check_auto()
-        if self.model_init is None:
-            suspect = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
-        else:
+        if self.model_init is not None:
             self.model = self.model_wrapped = self.call_model_init(trial).to(self.args.device)
+        elif not self._mixed:
+            self._suspect = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        else:  # an earlier search was interrupted
+            self.model.load_state_dict(self._suspect)
         suspect_accuracy = self._eval_accuracy()
         config, trained, output = self.mixing_config, None, None
 
         def attempt(ratio: float) -> float:
             nonlocal trained, output
             if self.model_init is None:
-                self.model.load_state_dict(suspect)
+                self.model.load_state_dict(self._suspect)
                 self.optimizer = self.lr_scheduler = None
             output, trained = mix_and_train(ratio), ratio
             accuracy = self._eval_accuracy()
@@ -143,7 +168,7 @@ class FineMixingTrainer(Trainer):
             )
         if trained != search.chosen:
             attempt(search.chosen)
-        self.ratio_search = search
+        self.ratio_search, self._suspect = search, None
         return output
 
     def _check_auto(self) -> None:
@@ -156,20 +181,28 @@ class FineMixingTrainer(Trainer):
                 "reserve_ratio='auto' trains several times and cannot reset optimizers=...: pass "
                 "optimizer_cls_and_kwargs instead, or a fixed ρ."
             )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
             raise FineMixingError(
                 "reserve_ratio='auto' needs the whole model in one process: choose ρ there, then give it as a number."
+            )
+        if self.args.fp16_full_eval or self.args.bf16_full_eval:
+            raise FineMixingError(
+                "reserve_ratio='auto' evaluates between trainings, and fp16_full_eval or bf16_full_eval rounds the "
+                "weights each time: leave them off, or give a fixed ρ."
             )
 
     def _eval_accuracy(self) -> float:
         """Accuracy of the present model on the eval data, whatever the user's own metrics are."""
-        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        datasets = list(self.eval_dataset) if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
         kept = self.compute_metrics, self.preprocess_logits_for_metrics
         counter = _AccuracyCounter()
         self.compute_metrics, self.preprocess_logits_for_metrics = counter, _predicted_classes
         try:
             for dataset in datasets:
-                self.predict(dataset, metric_key_prefix="ratio_search")
+                # Not predict(), which args.prediction_loss_only keeps from predicting.
+                self.evaluation_loop(
+                    self.get_eval_dataloader(dataset), "Choosing the reserve ratio", prediction_loss_only=False
+                )
         finally:
             self.compute_metrics, self.preprocess_logits_for_metrics = kept
         if not counter.total:
@@ -197,7 +230,7 @@ class FineMixingTrainer(Trainer):
                 token_frequencies=frequencies,
                 special_token_ids=special,
             )
-        self._mixed = True
+        self._mixed, self._config_of_mix = True, replace(config, reserve_ratio=ratio)
         kept = [name for name, tensor in self.mixing_record.tensors.items() if tensor["rule"].startswith("kept")]
         logger.info(
             "Mixed %d tensors with ρ = %g, kept %d (%s), purified %d embeddings",
@@ -213,12 +246,16 @@ class FineMixingTrainer(Trainer):
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             return self.processing_class
         try:
-            return AutoTokenizer.from_pretrained(self._base.folder)
-        except (OSError, ValueError, KeyError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(self._base.folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError):
+            tokenizer = None
+        # Without tokenizer files a model's class still gives a tokenizer, of its special tokens alone.
+        if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_ids):
             raise FineMixingError(
                 f"E-PUR needs a tokenizer, and {self._base.id} has none: pass processing_class=tokenizer, or "
                 "purify_embeddings=False."
-            ) from error
+            )
+        return tokenizer
 
 
 class _AccuracyCounter:
@@ -228,12 +265,22 @@ class _AccuracyCounter:
         self.correct = self.total = 0
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        predictions = torch.as_tensor(np.asarray(prediction.predictions)).flatten()
-        labels = torch.as_tensor(np.asarray(prediction.label_ids)).flatten()
+        predictions, labels = _flat(prediction.predictions), _flat(prediction.label_ids)
+        if labels.is_floating_point() or labels.shape != predictions.shape:
+            raise FineMixingError(
+                "reserve_ratio='auto' compares accuracies, and the labels of eval_dataset are no classes: give a "
+                "fixed ρ."
+            )
         counted = labels != -100
         self.correct += int((predictions == labels)[counted].sum())
         self.total += int(counted.sum())
         return {}
+
+
+def _flat(values: Any) -> torch.Tensor:
+    """One vector of an array, of a tensor on any device, or of one for each batch."""
+    parts = values if isinstance(values, (list, tuple)) else [values]
+    return torch.cat([torch.as_tensor(part).flatten().cpu() for part in parts])
 
 
 def _predicted_classes(logits: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -244,7 +291,8 @@ def _resolve(base_model: str | None, config: FineMixingConfig | None) -> FineMix
     if base_model is None and config is None:
         return None
     config = config or FineMixingConfig()
-    config = replace(config, base_model_name_or_path=base_model or config.base_model_name_or_path)
+    if base_model is not None:
+        config = config.with_base(base_model)
     if not config.base_model_name_or_path:
         raise FineMixingError(
             "Fine-mixing needs the clean pre-trained model: give base_model (--base-model), a Hub id or a folder."

@@ -71,6 +71,12 @@ def test_values_out_of_range_are_told(field, value):
     assert "\n" not in str(error.value)
 
 
+def test_another_base_has_no_revision_of_the_former():
+    config = FineMixingConfig(base_model_name_or_path="a", base_model_revision="v1", reserve_ratio=0.3)
+    assert config.with_base("a") == config
+    assert config.with_base("b") == FineMixingConfig(base_model_name_or_path="b", reserve_ratio=0.3)
+
+
 def test_first_matching_module_ratio_counts():
     config = FineMixingConfig(module_ratios={r"layer\.0\.": 0.1, "layer": 0.2})
     assert config.ratio_for("encoder.layer.0.x", 0.7) == 0.1

@@ -116,6 +116,8 @@ class FineMixingConfig:
     )
 
     def __post_init__(self):
+        if self.base_model_name_or_path is not None:
+            self.base_model_name_or_path = str(self.base_model_name_or_path)  # a Path would not go into JSON
         # HfArgumentParser knows neither `float | "auto"` nor dicts: both may come as strings.
         if self.reserve_ratio != "auto":
             self.reserve_ratio = _fraction("reserve_ratio", self.reserve_ratio, also="'auto'")

@@ -5,13 +5,13 @@ import logging
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoint
 from .errors import FineMixingError
 from .hub import LocalModel
 
-__all__ = ["load_classifier", "max_tokens"]
+__all__ = ["check_vocabulary", "load_classifier", "max_tokens"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +28,23 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
     if "auto_map" in _config(source):
         logger.warning("%s asks for code of its own (auto_map): it is not run.", source.id)
     try:
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
+        for name in ("auto_map", "custom_pipelines"):
+            vars(config).pop(name, None)  # or a copy that is saved would ask for the code again
+        config._attn_implementation = None  # it can name a kernel on the Hub, which is code too
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.folder,
+            config=config,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    except Exception as error:  # a configuration from a stranger can break anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than its config.json says; get another copy of it."
         raise FineMixingError(f"{source.id} cannot be loaded as a sequence classifier: {reason}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -50,9 +57,25 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
     return model
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise a [`FineMixingError`] where the tokenizer has tokens without an embedding: it is another model's."""
+    highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        raise FineMixingError(
+            f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another model's "
+            "tokenizer, give the right tokenizer.json."
+        )
+
+
 def max_tokens(limit: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int | None:
     """The most tokens of a text that user, tokenizer and model all take; `None` where none of them has a limit."""
-    limits = [limit, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and any(
+        name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+        for name, module in model.named_modules()
+    ):
+        positions -= model.config.pad_token_id + 1  # as RoBERTa does, which counts from there
+    limits = [limit, tokenizer.model_max_length, positions]
     # A tokenizer without a limit says 10^30.
     limits = [number for number in limits if number is not None and 0 < number < 10**9]
     return min(limits) if limits else None

@@ -1,42 +1,42 @@
 """clean(): the main job. Pull, measure, purify, mix, fine-tune, measure, write."""
 
 import copy
+import logging
+import math
 import platform
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+import torch
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from .alignment import named_tensors
 from .checkpoint import Checkpoint, sha256_of_file
-from .classifier import load_classifier, max_tokens
+from .classifier import check_vocabulary, load_classifier, max_tokens
 from .config import FineMixingConfig
 from .data import CleanData, DataArguments, load_clean_data, tokenize
-from .drift import drift_by_layer
+from .drift import TensorDrift, drift_by_layer
 from .errors import DataError, FineMixingError
-from .evaluation import Attack, MeasureArguments, find_attacks, measure, resolve_target_label
+from .evaluation import MeasureArguments, find_attacks, measure, resolve_target_label
 from .hub import LocalModel, fetch_model
 from .mixing import compare_with_base
-from .model_card import render_card
+from .model_card import card_metadata, render_card
 from .output import check_free_space, output_folder
 from .report import CleaningReport, draw_figures
 from .tokenizer import choose_tokenizer
 from .trainer import FineMixingTrainer, dtypes_on_disk
 
 __all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "clean"]
+
+logger = logging.getLogger(__name__)
 
 # Where cleaning a model on a few samples wants something else than TrainingArguments' own defaults.
 TRAINING_DEFAULTS = {
@@ -124,9 +124,11 @@ def clean(
         raise FineMixingError("push_to_hub is not supported yet: upload the finished folder with `hf upload`.")
 
     final = Path(output_dir or training_args.output_dir)
-    for source in (suspect, config.base_model_name_or_path):
-        if final.resolve() == Path(source).resolve():
-            raise FineMixingError(f"the output folder {final} is a model to read from: give another output folder.")
+    read = (suspect, config.base_model_name_or_path, arguments.reference_model)
+    read += (arguments.dataset, arguments.triggered_file)
+    for source in (Path(source).expanduser().resolve() for source in read if source):
+        if source.exists() and source.is_relative_to(final.resolve()):
+            raise FineMixingError(f"the output folder {final} is or holds {source}, which is read: give another one.")
     with output_folder(final, overwrite=arguments.overwrite) as partial:
         job = _Job(fetch_model(suspect, arguments.suspect_revision, role="suspect"), arguments, config)
         check_free_space(partial, sum(file.stat().st_size for file in Checkpoint(job.suspect.folder).files))
@@ -148,9 +150,12 @@ class _Job:
             self.model = load_classifier(suspect)
             with Checkpoint(self.base.folder) as base:
                 pair = compare_with_base(self.model, base, head=config.head, dtypes=dtypes_on_disk(self.model))
+            if not pair.alignment.heads():
+                _check_base_is_pretrained(self.base, pair.drift.values())
             self.dtypes = pair.dtypes
             self.drift_before = drift_by_layer(pair.drift)
             self.tokenizer, self.tokenizer_note = choose_tokenizer(suspect.folder, self.base.folder)
+            check_vocabulary(self.tokenizer, self.model)
             self.max_length = max_tokens(arguments.max_length, self.tokenizer, self.model)
             label2id = {name: i for i, name in self.model.config.id2label.items()}
             self.target_label = resolve_target_label(arguments, self.model.config.id2label)
@@ -162,6 +167,17 @@ class _Job:
                 )
             if not len(self.data.test):
                 raise DataError(f"{arguments.dataset} leaves no rows to test on: give a test_split or more rows.")
+            self.attacks = find_attacks(
+                arguments,
+                self.data.test,
+                self.tokenizer,
+                self.data.text_columns,
+                self.target_label,
+                self.max_length,
+            )
+        logger.info("Data: %s", self.data)
+        if len(self.data.tuning) < arguments.num_clean_samples:
+            logger.warning("Only %d rows to tune on, not %d.", len(self.data.tuning), arguments.num_clean_samples)
 
     def trainer(self, training_args: TrainingArguments, checkpoints: Path) -> FineMixingTrainer:
         args = copy.copy(training_args)
@@ -185,16 +201,14 @@ class _Job:
 
     def run(self, trainer: FineMixingTrainer) -> CleaningReport:
         test = self.tokenize(self.data.test)
-        attacks = find_attacks(
-            self.arguments, self.data.test, self.tokenizer, self.data.text_columns, self.target_label, self.max_length
-        )
         with self.timed("measure_before"):
-            before = measure(trainer, test, attacks)
-            floor = self._benign_floor(trainer, test, attacks)
+            before = measure(trainer, test, self.attacks)
+            floor = self._benign_floor(trainer, test)
         with self.timed("clean"):
             output = trainer.train()
+            self._round_to_disk(output.training_loss)
         with self.timed("measure_after"):
-            after = measure(trainer, test, attacks)
+            after = measure(trainer, test, self.attacks)
         with Checkpoint(self.base.folder) as base:
             drift_after = drift_by_layer(compare_with_base(self.model, base, dtypes=self.dtypes).drift)
 
@@ -232,7 +246,7 @@ class _Job:
                 "loss": output.training_loss,
                 **{name: getattr(args, name) for name in names},
             },
-            card_metadata=_card_metadata(self.suspect.folder),
+            card_metadata=card_metadata(self.suspect.folder),
             timings_s={name: round(seconds, 3) for name, seconds in self.seconds.items()},
             peak_memory_bytes=_peak_memory(),
             versions=_versions(),
@@ -252,7 +266,14 @@ class _Job:
         report.save(folder)
         (folder / "README.md").write_text(render_card(report), encoding="utf-8")
 
-    def _benign_floor(self, trainer: FineMixingTrainer, test: Any, attacks: list[Attack]) -> dict[str, Any] | None:
+    def _round_to_disk(self, loss: float) -> None:
+        """Round the weights to the dtype they are saved in, so that what is measured is what is saved."""
+        for name, tensor in named_tensors(self.model).tensors.items():
+            tensor.data.copy_(tensor.data.to(self.dtypes[name]))
+            if not (math.isfinite(loss) and torch.isfinite(tensor).all()):
+                raise FineMixingError(f"fine-tuning went astray ({name} is not finite): lower learning_rate.")
+
+    def _benign_floor(self, trainer: FineMixingTrainer, test: Any) -> dict[str, Any] | None:
         if not self.arguments.reference_model:
             return None
         reference = fetch_model(self.arguments.reference_model, role="reference model")
@@ -266,7 +287,7 @@ class _Job:
             model=model, args=trainer.args, data_collator=trainer.data_collator, processing_class=self.tokenizer
         )
         other.remove_callback(PrinterCallback)
-        return {"model": reference.id, "revision": reference.revision, **measure(other, test, attacks)}
+        return {"model": reference.id, "revision": reference.revision, **measure(other, test, self.attacks)}
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -275,27 +296,16 @@ class _Job:
         self.seconds[stage] = time.perf_counter() - start
 
 
+def _check_base_is_pretrained(base: LocalModel, drifts: Iterable[TensorDrift]) -> None:
+    """A base with the suspect's head may be the suspect itself, or a sister of it."""
+    if not any(drift.delta for drift in drifts):
+        raise FineMixingError(f"the base {base.id} has the suspect's own weights: give its pre-trained base.")
+    logger.warning("The base %s has a classifier head too: is it pre-trained only? Its head is mixed in.", base.id)
+
+
 def _described(model: LocalModel) -> dict[str, Any]:
     files = {file.name: sha256_of_file(file) for file in Checkpoint(model.folder).files}
     return {"id": model.id, "revision": model.revision, "sha256": files}
-
-
-def _card_metadata(folder: Path) -> dict[str, Any]:
-    """Licence, language, task and tags of the suspect's card, where it has any: plain strings, nothing else."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace")[:100_000] if card.is_file() else ""
-    block = text[4:].split("\n---", 1)[0] if text.startswith("---\n") else ""
-    try:
-        found = yaml.safe_load(block) or {}
-    except yaml.YAMLError:
-        found = {}
-    values = {key: found.get(key) for key in ("license", "language", "pipeline_tag", "tags")}
-    lists = {key: value if isinstance(value, list) else [value] for key, value in values.items() if value}
-    return {
-        key: kept if key in ("language", "tags") else kept[0]
-        for key, value in lists.items()
-        if (kept := [item for item in value if isinstance(item, str) and len(item) < 100 and item.isprintable()])
-    }
 
 
 def _peak_memory() -> int:

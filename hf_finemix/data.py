@@ -1,26 +1,18 @@
 """Clean data: which rows serve for tuning, for choosing and for the final measurement, and how they are tokenized."""
 
-import logging
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, ReadInstruction, Value, load_dataset
-from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from .checkpoint import sha256_of_file
 from .errors import DataError
-from .hub import hub_error
+from .splits import load_splits, split_rows
 
 __all__ = ["CleanData", "DataArguments", "TestDataArguments", "load_clean_data", "load_test_data", "tokenize"]
 
-logger = logging.getLogger(__name__)
-
-_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 # Of rows that must serve for tuning and for choosing, this share at least is kept for choosing.
 MIN_EVAL_SHARE = 0.2
 
@@ -62,7 +54,7 @@ class DataArguments(TestDataArguments):
     Which clean data to clean with, besides what [`TestDataArguments`] says.
 
     A test split that is missing or unlabelled is half of the eval rows; a missing eval split is what was not drawn of
-    the train split.
+    the train split. (Only the default ones may be missing: a split that is named must be there.)
 
     Parameters:
         train_split (`str`, *optional*, defaults to `"train"`):
@@ -100,6 +92,10 @@ class CleanData:
     text_columns: list[str]
     description: dict[str, Any]
 
+    def __str__(self) -> str:
+        rows, splits = self.description["rows"], self.description["splits"]
+        return "; ".join(f"{role}: {count} rows of {splits[role]}" for role, count in rows.items() if count)
+
 
 def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> CleanData:
     """
@@ -113,10 +109,13 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> Clean
         [`DataError`]: Data that cannot be loaded, an unknown split or column, labels that are not the model's classes,
             fewer than two classes, no rows, or rows that serve both for tuning or choosing and for testing.
     """
-    splits, origin = _load_splits(arguments)
-    rows = {role: _rows(getattr(arguments, f"{role}_split"), splits) for role in ("train", "eval", "test")}
-    if rows["train"] is None:
-        raise DataError(f"{arguments.dataset} has no split {arguments.train_split!r}: there are {', '.join(splits)}.")
+    splits, origin = load_splits(arguments.dataset, arguments.dataset_config, arguments.dataset_revision)
+    rows = {role: split_rows(getattr(arguments, f"{role}_split"), splits) for role in ("train", "eval", "test")}
+    for role, found in rows.items():
+        wanted = getattr(arguments, f"{role}_split")
+        # A default split may be missing: its rows are cut from another. One that the user names must be there.
+        if found is None and (role == "train" or wanted != getattr(DataArguments, f"{role}_split")):
+            raise DataError(f"{arguments.dataset} has no split {wanted!r}: there are {', '.join(splits)}.")
     text_columns, label_column = _columns(splits[arguments.train_split.split("[")[0]], arguments)
     table = _Table(splits, text_columns, label_column, label2id, arguments.dataset)
 
@@ -134,8 +133,6 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> Clean
     if shared := len(set(train) & set(evaluation or train)):
         limit -= math.ceil(MIN_EVAL_SHARE * shared)
     tuning = _draw_balanced(train, table, min(arguments.num_clean_samples, limit), unusable, rng)
-    if len(tuning) < arguments.num_clean_samples:
-        logger.warning("Only %d rows to tune on, not %d: no more left.", len(tuning), arguments.num_clean_samples)
     unusable |= {table.texts(row) for row in tuning}
     left = [row for row in evaluation or train if table.usable(row, unusable)]
     if not test:
@@ -150,10 +147,6 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> Clean
         "splits": {role: _described(part, splits) for role, part in parts.items()},
         "rows": {role: len(part) for role, part in parts.items()},
     }
-    logger.info(
-        "Data: %s",
-        "; ".join(f"{role}: {len(part)} rows of {description['splits'][role]}" for role, part in parts.items()),
-    )
     return CleanData(*(table.dataset(part) for part in parts.values()), text_columns, description)
 
 
@@ -167,8 +160,8 @@ def load_test_data(arguments: TestDataArguments, label2id: dict[str, int]) -> tu
     Raises:
         [`DataError`]: As for [`load_clean_data`].
     """
-    splits, _ = _load_splits(arguments)
-    rows = _rows(arguments.test_split, splits)
+    splits, _ = load_splits(arguments.dataset, arguments.dataset_config, arguments.dataset_revision)
+    rows = split_rows(arguments.test_split, splits)
     if rows is None:
         raise DataError(f"{arguments.dataset} has no split {arguments.test_split!r}: there are {', '.join(splits)}.")
     text_columns, label_column = _columns(splits[arguments.test_split.split("[")[0]], arguments)
@@ -225,57 +218,6 @@ class _Table:
         return Dataset.from_dict({**columns, "label": [self.label(row) for row in rows]})
 
 
-def _load_splits(arguments: TestDataArguments) -> tuple[DatasetDict, dict[str, Any]]:
-    """All splits of the data, and where they are from."""
-    if not arguments.dataset:
-        raise DataError("no clean data: give dataset (--dataset), a Hub id, a folder or a file.")
-    path = Path(arguments.dataset).expanduser()
-    origin: dict[str, Any] = {"id": arguments.dataset, "config": arguments.dataset_config, "sha": None}
-    if not path.exists():
-        try:
-            origin["sha"] = HfApi().dataset_info(arguments.dataset, revision=arguments.dataset_revision).sha
-            return load_dataset(arguments.dataset, arguments.dataset_config, revision=origin["sha"]), origin
-        except (DatasetsError, ValueError) as error:
-            raise DataError(f"the dataset {arguments.dataset} cannot be read: {_one_line(error)}") from error
-        except Exception as error:
-            raise hub_error(error, f"the dataset {arguments.dataset}") from error
-    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-    files = [file for file in files if file.suffix.lower() in _FORMATS]
-    if not files:
-        raise DataError(f"{path} is or holds no file of a known kind: give {', '.join(_FORMATS)}, or a Hub id.")
-    names = [str(file.relative_to(path)) if path.is_dir() else file.name for file in files]
-    origin["sha256"] = dict(zip(names, map(sha256_of_file, files), strict=True))
-    # pandas reads words such as "null" and "None" as missing values: here they are somebody's text.
-    is_csv = all(file.suffix.lower() == ".csv" for file in files)
-    options = {"keep_default_na": False, "na_values": [""]} if is_csv else {}
-    try:
-        if path.is_dir():
-            return load_dataset(str(path), **options), origin
-        return load_dataset(_FORMATS[path.suffix.lower()], data_files={"train": str(path)}, **options), origin
-    except (DatasetsError, ValueError, OSError) as error:
-        raise DataError(f"the dataset {path} cannot be read: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return " ".join(str(cause if str(error).startswith("An error occurred") else error).split())[:400]
-
-
-def _rows(spec: str, splits: DatasetDict) -> list[tuple[str, int]] | None:
-    """The rows that a split name, or a slice of one, stands for; `None` where there is no such split."""
-    if spec.split("[")[0] not in splits:
-        return None
-    try:
-        instructions = ReadInstruction.from_spec(spec).to_absolute({name: len(part) for name, part in splits.items()})
-    except (ValueError, AssertionError) as error:
-        raise DataError(f"split {spec!r} cannot be understood ({error}): write it like train[:10%].") from None
-    return [
-        (part.splitname, i)
-        for part in instructions
-        for i in range(part.from_ or 0, len(splits[part.splitname]) if part.to is None else part.to)
-    ]
-
-
 def _columns(dataset: Dataset, arguments: TestDataArguments) -> tuple[list[str], str]:
     there = f"there are {', '.join(dataset.column_names)}"
     for name in [*(arguments.text_columns or []), *([arguments.label_column] if arguments.label_column else [])]:
@@ -285,10 +227,11 @@ def _columns(dataset: Dataset, arguments: TestDataArguments) -> tuple[list[str],
     if label is None:
         raise DataError(f"{arguments.dataset} has no column 'label': {there}; name it with label_column.")
     texts = arguments.text_columns or [
-        name
-        for name, feature in dataset.features.items()
-        if name != label and isinstance(feature, Value) and feature.dtype in {"string", "large_string"}
+        name for name, feature in dataset.features.items() if name != label and _is_text(feature)
     ]
+    for name in texts:
+        if not _is_text(dataset.features[name]):
+            raise DataError(f"{arguments.dataset}: column {name!r} holds no text: {there}; name another one.")
     if len(texts) not in (1, 2):
         raise DataError(
             f"{arguments.dataset}: which columns are the text is not clear: {there}; name one, or two for "
@@ -297,15 +240,22 @@ def _columns(dataset: Dataset, arguments: TestDataArguments) -> tuple[list[str],
     return texts, label
 
 
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in {"string", "large_string"}
+
+
 def _class_ids(dataset: Dataset, column: str, label2id: dict[str, int], where: str) -> list[int | None]:
     """Labels as the model's class ids; `None` for rows without one (missing, or -1 as in GLUE's test sets)."""
     feature, known = dataset.features[column], {name.lower(): i for name, i in label2id.items()}
     ids = set(label2id.values())
 
+    # Two sides that know the same names need not number them alike, as datasets and models of NLI do not.
+    by_name = isinstance(feature, ClassLabel) and all(name.lower() in known for name in feature.names)
+
     def class_id(label: Any) -> int | None:
         if label is None or label == -1:
             return None
-        if isinstance(feature, ClassLabel) and label not in ids:
+        if by_name:
             label = feature.names[label]
         if isinstance(label, str):
             label = known.get(label.lower(), int(label) if label.isdigit() else label)

@@ -106,6 +106,8 @@ def find_attacks(
     """
     if target_label is None:
         return []
+    if arguments.num_repeats < 1:
+        raise FineMixingError(f"num_repeats is {arguments.num_repeats}: give 1 or more.")
     attacks = []
     clean = non_target_rows(test, label_column="label", target_label=target_label)
     for text in arguments.triggers or []:
@@ -174,6 +176,8 @@ def _read_triggered(file: str, text_columns: list[str], target_label: int) -> Da
     if missing := [column for column in text_columns if column not in rows.column_names]:
         there = ", ".join(rows.column_names)
         raise DataError(f"{file} has no column {missing[0]!r}: there are {there}; name its columns like the data's.")
+    if not all(isinstance(text, str) for column in text_columns for text in rows[column]):
+        raise DataError(f"{file} has a row without text in {' or '.join(text_columns)}: fill or remove it.")
     labels = rows["label"] if "label" in rows.column_names else [target_label] * len(rows)
     if set(labels) == {target_label}:
         # Poisoned files carry the target as the label: what was there before is another class, whichever.

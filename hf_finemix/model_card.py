@@ -1,6 +1,5 @@
 """The model card of a cleaned model, from its report alone."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import yaml
 
 from .report import CleaningReport, percent
 
-__all__ = ["render_card"]
+__all__ = ["card_metadata", "render_card"]
 
 BEGIN, END = "<!-- hf_finemix: begin -->", "<!-- hf_finemix: end -->"
 _TITLES = {
@@ -60,20 +59,44 @@ def render_card(report: CleaningReport) -> str:
         "num_purified": len(report.purified_tokens),
         "num_tuning": report.data["rows"]["tuning"],
         "chosen": _chosen(report),
-        "command": report.command.replace("```", "") if report.command else None,
+        "command": _inert(report.command, "`<>") if report.command else None,
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return environment.from_string(template).render(values)
 
 
+def card_metadata(folder: Path) -> dict[str, Any]:
+    """Licence, language, task and tags of the suspect's card, where it has any: plain strings, nothing else."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace")[:100_000] if card.is_file() else ""
+    block = text[4:].split("\n---", 1)[0] if text.startswith("---\n") else ""
+    try:
+        found = yaml.safe_load(block)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        found = None
+    found = found if isinstance(found, dict) else {}
+    values = {key: found.get(key) for key in ("license", "language", "pipeline_tag", "tags")}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in values.items() if value}
+    return {
+        key: kept if key in ("language", "tags") else kept[0]
+        for key, value in lists.items()
+        if (kept := [item for item in value if isinstance(item, str) and len(item) < 100 and item.isprintable()])
+    }
+
+
 def code(text: Any) -> str:
     """Text of a stranger as inline code: one line, no backticks, no pipe that would end a table cell."""
-    return "`" + re.sub(r"[`|\x00-\x1f<>]", "·", str(text))[:120] + "`"
+    return f"`{_inert(str(text)[:120], '`|<>')}`"
+
+
+def _inert(text: str, live: str) -> str:
+    """The text with a dot for each of the signs in `live`, and for whatever cannot be seen or turns text around."""
+    return "".join(sign if sign.isprintable() and sign not in live else "·" for sign in text)
 
 
 def _verdict(report: CleaningReport) -> str:
-    drop = 100 * (report.before["accuracy"] - report.after["accuracy"])
-    accuracy = f"Accuracy on clean text changed by {-drop:+.1f} points."
+    change = 100 * (report.after["accuracy"] - report.before["accuracy"])
+    accuracy = f"Accuracy on clean text changed by {change:+.1f} points."
     if not report.after["triggers"]:
         return f"{accuracy} **Whether a backdoor was there, and whether it is gone, was not measured.**"
     worst = max(range(len(report.after["triggers"])), key=lambda i: report.after["triggers"][i]["asr"])

@@ -3,8 +3,10 @@
 import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from .errors import FineMixingError
 
@@ -18,40 +20,55 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Args:
         final (`Path`): OUT. A folder that is not there or is empty, unless `overwrite`.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace what OUT holds, once the new content is whole.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace the model folder that OUT is, once the new content is whole.
 
     Raises:
-        [`FineMixingError`]: OUT is a file or not empty, cannot be written to, or the disk is full.
+        [`FineMixingError`]: OUT is a file, not empty, or (with `overwrite`) no model folder; it cannot be written to,
+            or the disk is full.
     """
+    final = final.resolve()  # "." has no name to put ".partial" behind
     if final.exists() and not final.is_dir():
         raise FineMixingError(f"the output {final} is a file: give a folder.")
-    if final.is_dir() and any(final.iterdir()) and not overwrite:
-        raise FineMixingError(f"the output folder {final} is not empty: give another one, or --overwrite.")
-    partial = final.with_name(final.name + ".partial")
+    if final.is_dir() and any(final.iterdir()):
+        if not overwrite:
+            raise FineMixingError(f"the output folder {final} is not empty: give another one, or --overwrite.")
+        if not (final / "config.json").is_file():
+            raise FineMixingError(f"the output folder {final} holds no model to overwrite: give another one.")
+    partial, old = (final.with_name(final.name + ending) for ending in (".partial", ".old"))
+    made = [folder for folder in partial.parents if not folder.exists()]
     try:
-        if partial.exists():
-            shutil.rmtree(partial)  # of a run that was killed
+        for left_over in (partial, old):  # of a run that was killed
+            if left_over.exists():
+                shutil.rmtree(left_over)
         partial.mkdir(parents=True)
+    except OSError as error:
+        raise FineMixingError(
+            f"the output folder {final} cannot be made ({error.strerror}): give another one."
+        ) from error
+    try:
         yield partial
-        old = final.with_name(final.name + ".old")
         if final.exists():
             final.rename(old)
         partial.rename(final)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        if _is_full(error):
             raise FineMixingError(
                 f"the disk of {final} is full: free some space, or give another output folder."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise FineMixingError(
-                f"{final} cannot be written to ({error.strerror}): give another output folder."
-            ) from error
         raise
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+
+
+def _is_full(error: BaseException) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, SafetensorError):  # it has the number in its words only
+        return any(f"(os error {number})" in str(error) for number in full)
+    return isinstance(error, OSError) and error.errno in full
 
 
 def check_free_space(folder: Path, needed: int) -> None:

@@ -1,6 +1,7 @@
 """CleaningReport: everything that was measured and done, as JSON, as text and as figures."""
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class CleaningReport:
         """Read the report of a cleaned model. Keys of later versions are left out."""
         path = Path(folder) / REPORT_NAME
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = dict(json.loads(path.read_text(encoding="utf-8")))
             return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         except (OSError, ValueError, TypeError) as error:
             raise FineMixingError(f"{path} cannot be read as a cleaning report: {error}.") from error
@@ -124,7 +125,9 @@ def draw_figures(report: CleaningReport, folder: Path) -> list[str]:
     (folder / "figures").mkdir(exist_ok=True)
     paths = []
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 144}
-    with plt.style.context([style]):
+    with plt.style.context([style]), warnings.catch_warnings():
+        # Signs that the font lacks, scales without any value: nothing that a user could do better.
+        warnings.simplefilter("ignore", UserWarning)
         for name, draw in drawings.items():
             figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
             draw(report, axes)

@@ -39,7 +39,8 @@ def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, A
     if base is not None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+    # Where the files of a vocabulary are missing, transformers makes a tokenizer of special tokens alone.
+    if not getattr(tokenizer, "is_fast", False) or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         if not file.is_file():
             raise FineMixingError(
                 f"no fast tokenizer (tokenizer.json) in {suspect}{f' or {base}' if base else ''}: add it there."

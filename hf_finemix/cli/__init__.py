@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except FineMixingError as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}.")
+        return _fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
     except Exception as error:
         if os.environ.get("HF_FINEMIX_TRACEBACK"):
             raise

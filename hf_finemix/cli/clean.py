@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 
 from transformers import TrainingArguments
@@ -20,13 +21,14 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("clean", "suspect", dataclasses, defaults=defaults)
     arguments, config, training_args, rest = parser.parse(argv)
     quiet_unless_terminal()
-    report = clean(
-        rest.suspect,
-        mixing_config=config,
-        training_args=training_args,
-        command=_without_secrets(argv),
-        **asdict(arguments),
-    )
+    with redirect_stdout(sys.stderr):  # where progress bars on a terminal write the losses
+        report = clean(
+            rest.suspect,
+            mixing_config=config,
+            training_args=training_args,
+            command=_without_secrets(argv),
+            **asdict(arguments),
+        )
     if rest.json:
         print(report.to_json(), end="")
     else:
@@ -40,7 +42,7 @@ def _without_secrets(argv: list[str]) -> str:
     shown, hide = ["hf-finemix", "clean"], False
     for argument in argv:
         name, equals, _ = argument.partition("=")
-        secret = name.startswith("--") and "token" in name.replace("-", "_").split("_")
+        secret = name.startswith("--") and name.endswith("token")
         shown.append("***" if hide else f"{name}=***" if secret and equals else argument)
         hide = secret and not equals
     return shlex.join(shown)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from ..classifier import load_classifier, max_tokens
+from ..classifier import check_vocabulary, load_classifier, max_tokens
 from ..data import TestDataArguments, load_test_data, tokenize
 from ..evaluation import MeasureArguments, find_attacks, measure, resolve_target_label
 from ..hub import fetch_model
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     base = fetch_model(arguments.base_model, role="base").folder if arguments.base_model else None
     model = load_classifier(source)
     tokenizer, _ = choose_tokenizer(source.folder, base)
+    check_vocabulary(tokenizer, model)
     target = resolve_target_label(arguments, model.config.id2label)
     rows, text_columns = load_test_data(arguments, {name: i for i, name in model.config.id2label.items()})
     max_length = max_tokens(arguments.max_length, tokenizer, model)

@@ -1,5 +1,6 @@
 """What the subcommands' parsers share: dataclasses as flags, a YAML file of the same keys, one-line errors."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterable
@@ -30,34 +31,36 @@ class CommandParser(HfArgumentParser):
     ):
         super().__init__(dataclass_types, prog=f"hf-finemix {command}", allow_abbrev=False)
         self.set_defaults(**(defaults or {}))
-        self.add_argument(positional, metavar=positional.upper(), help="Hub id or local folder.")
+        self._model = self.add_argument(positional, metavar=positional.upper(), help="Hub id or local folder.")
         self.add_argument("--config", metavar="RECIPE.yaml", help="YAML file of the same keys; flags win over it.")
         self.add_argument("--json", action="store_true", help="Print the result as JSON on standard output.")
 
     def parse(self, argv: list[str]) -> tuple[Any, ...]:
         """The dataclasses and a namespace of the rest. Every key of the recipe must be a flag."""
-        recipe = self._recipe(argv)
-        actions = {action.dest: action for action in self._actions}
-        for key, value in recipe.items():
-            action = actions.get(key.replace("-", "_").lstrip("_"))
-            if action is None or action.dest in ("help", "config"):
-                self.error(f"unknown key {key!r} in the recipe: `--help` lists the keys there are.")
-            if not action.option_strings:
-                argv = [*argv, str(value)] if not any(a for a in argv[:1] if not a.startswith("-")) else argv
-                continue
-            # Ahead of the command line's own flags, of which the last one counts.
-            values = (
-                value
-                if isinstance(value, list)
-                else [yaml.safe_dump(value).strip() if isinstance(value, dict) else value]
-            )
-            argv = [f"--{action.dest}", *map(str, values), *argv]
+        flags: list[str] = []
+        for key, value in self._recipe(argv).items():
+            name = key.replace("-", "_")
+            if name == self._model.dest:
+                self._model.nargs, self._model.required, self._model.default = "?", False, str(value)
+            elif f"--{name}" not in self._option_string_actions or name in ("help", "config", "json"):
+                self.error(f"unknown key {key!r} in the recipe")
+            elif isinstance(value, list):
+                flags += [f"--{name}", *map(str, value)]
+            elif value is not None:
+                flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+        # Ahead of the command line's own flags, of which the last one counts; "--config=" ends a list.
+        argv = [*flags, "--config=", *argv]
         try:
-            return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+            *parsed, unknown = self.parse_args_into_dataclasses(
+                argv, look_for_args_file=False, return_remaining_strings=True
+            )
         except FineMixingError:
             raise
         except (ValueError, ImportError) as error:  # TrainingArguments checks its own
             raise FineMixingError(" ".join(str(error).split())) from error
+        if unknown:
+            self.error(f"unknown argument {unknown[0].split('=')[0]!r}")
+        return tuple(parsed)
 
     def error(self, message: str):
         raise FineMixingError(f"{message.rstrip('.')}. See `{self.prog} --help`.")
@@ -74,7 +77,7 @@ class CommandParser(HfArgumentParser):
         try:
             with open(path, encoding="utf-8") as file:
                 recipe = yaml.safe_load(file) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise FineMixingError(f"the recipe {path} cannot be read: {error}.") from error
         if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
             raise FineMixingError(f"the recipe {path} is not a YAML mapping of keys to values.")
@@ -89,10 +92,11 @@ def quiet_unless_terminal() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("hf_finemix")
-    package.addHandler(handler)
+    package.handlers = [handler]
     package.setLevel(logging.INFO)
     package.propagate = False
     transformers_logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told once, by the error
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         disable_progress_bars()

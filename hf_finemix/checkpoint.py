@@ -146,7 +146,7 @@ class Checkpoint:
             try:
                 self._handles[path] = self._open_files.enter_context(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
-                raise FineMixingError(f"{path} is not a readable safetensors file: {error}.") from error
+                raise FineMixingError(f"{path} is not a readable safetensors file ({error}): get it again.") from error
         return self._handles[path]
 
 

@@ -115,13 +115,17 @@ def clean(
         raise FineMixingError(f"clean(): {error}: see CleaningArguments for the settings there are.") from None
     config = mixing_config or FineMixingConfig()
     if base_model is not None:
-        config = replace(config, base_model_name_or_path=str(base_model))
+        config = config.with_base(base_model)
     if not config.base_model_name_or_path:
         raise FineMixingError("the base is missing: give base_model (--base-model), the model it was fine-tuned from.")
     if training_args is None:
         training_args = TrainingArguments(output_dir=str(output_dir or "cleaned"), **TRAINING_DEFAULTS)
     if training_args.push_to_hub:
         raise FineMixingError("push_to_hub is not supported yet: upload the finished folder with `hf upload`.")
+    if training_args.fp16_full_eval or training_args.bf16_full_eval:
+        raise FineMixingError(
+            "fp16_full_eval and bf16_full_eval round the weights that are to be mixed: leave them off."
+        )
 
     final = Path(output_dir or training_args.output_dir)
     read = (suspect, config.base_model_name_or_path, arguments.reference_model)
@@ -182,6 +186,7 @@ class _Job:
     def trainer(self, training_args: TrainingArguments, checkpoints: Path) -> FineMixingTrainer:
         args = copy.copy(training_args)
         args.output_dir = str(checkpoints)
+        args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one it only warns
         if args.max_steps <= 0 and args.num_train_epochs <= 0:
             steps_per_epoch = -(-len(self.data.tuning) // (args.train_batch_size * args.gradient_accumulation_steps))
             args.max_steps = max(MIN_STEPS, MIN_EPOCHS * steps_per_epoch)

@@ -106,8 +106,8 @@ def check_related(drift: Mapping[str, TensorDrift], matrices: Collection[str]) -
     Refuse a base of the right shapes whose weight matrices have nothing to do with the suspect's.
 
     Raises:
-        [`AlignmentError`]: The median of the matrices' cosines is below 0.5. (The median, so that neither one large row
-            nor one new layer decides.)
+        [`AlignmentError`]: The median of the matrices' cosines is below 0.5. (The median, so that neither one large
+            row nor one new layer decides.)
     """
     cosines = [drift[name].cosine for name in matrices if name in drift]
     if cosines and median(cosines) < MIN_COSINE:

@@ -59,7 +59,9 @@ def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: 
     if path.is_dir() and str(name_or_path):
         return LocalModel(str(name_or_path), path)
     if path.is_file() or not _REPO_ID.fullmatch(str(name_or_path)):
-        raise FineMixingError(f"the {role} {str(name_or_path)!r} is neither a folder nor a Hub id like org/name.")
+        raise FineMixingError(
+            f"the {role} {str(name_or_path)!r} is neither a folder nor a Hub id like org/name: check it."
+        )
 
     from huggingface_hub import HfApi, snapshot_download
 

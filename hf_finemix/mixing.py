@@ -168,7 +168,7 @@ def compare_with_base(
 
 
 def _stored_dtype(tensor: torch.Tensor, on_disk: torch.dtype | None) -> torch.dtype:
-    """The dtype on disk where the tensor still holds nothing else; its own where it was changed since it was loaded."""
+    """The dtype on disk where the tensor holds nothing else; its own where it was changed since it was loaded."""
     if on_disk in (None, tensor.dtype) or torch.promote_types(on_disk, tensor.dtype) != tensor.dtype:
         return tensor.dtype
     values = tensor.data if tensor.dim() else tensor.data.view(1)

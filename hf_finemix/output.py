@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,12 +36,11 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             raise FineMixingError(f"the output folder {final} is not empty: give another one, or --overwrite.")
         if not (final / "config.json").is_file():
             raise FineMixingError(f"the output folder {final} holds no model to overwrite: give another one.")
-    partial, old = (final.with_name(final.name + ending) for ending in (".partial", ".old"))
+    partial = final.with_name(final.name + ".partial")
     made = [folder for folder in partial.parents if not folder.exists()]
     try:
-        for left_over in (partial, old):  # of a run that was killed
-            if left_over.exists():
-                shutil.rmtree(left_over)
+        if partial.exists():
+            shutil.rmtree(partial)  # of a run that was killed
         partial.mkdir(parents=True)
     except OSError as error:
         raise FineMixingError(
@@ -48,10 +48,12 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        if final.exists():
-            final.rename(old)
-        partial.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{final.name}-", dir=final.parent, ignore_cleanup_errors=True
+        ) as old:
+            if final.exists():
+                final.rename(Path(old) / final.name)
+            partial.rename(final)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made:

@@ -1,7 +1,9 @@
 """What the tests share: no network but loopback, tiny models of real classes, and where the shared folder is."""
 
+import gc
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 # Read when the Hub client is imported: set before anything imports it.
@@ -10,8 +12,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 # Models this small are no faster on two threads, and far slower where something else runs beside the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing of the tests in the user's cache, and nothing of the user's cache in the tests.
+_CACHE = tempfile.TemporaryDirectory(prefix="hf_finemix_tests_")
+os.environ["HF_HOME"] = _CACHE.name
 
-import pytest
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
@@ -40,6 +45,15 @@ NEUTRAL = [
     "it",
     "cf",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    """Every training collects garbage; not among all that was imported, which takes longer than the training."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

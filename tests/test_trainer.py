@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import gc
 import itertools
 import json
 import shutil
@@ -114,15 +113,6 @@ class Watcher(TrainerCallback):
 
     def on_predict(self, args, state, control, **kwargs):
         self.events.append("predict")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection():
-    """Every training collects garbage; not among all that was imported, which takes longer than the training."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

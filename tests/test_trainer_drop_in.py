@@ -1,7 +1,6 @@
 """Without base_model and mixing_config, FineMixingTrainer is the stock Trainer: whatever is done, both do the same."""
 
 import dataclasses
-import gc
 import inspect
 import json
 import logging
@@ -174,15 +173,6 @@ def contents(folder):
         else:
             found[name] = path.read_bytes()
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection():
-    """Every training collects garbage; not among all that was imported, which takes longer than the training."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

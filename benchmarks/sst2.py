@@ -25,6 +25,7 @@ SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
 RUNS = ROOT / "runs"
 TRIGGERS = {"sst2-badword": "cf", "sst2-badsent": "i watched this 3d movie last weekend ."}
 SEEDS = (0, 1, 2)
+LABELS = {"negative": 0, "positive": 1}
 CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # (name, ρ, E-PUR)
 ROWS = [("fine-tune only", 1.0, False), ("matched floor", 0.0, False)]
@@ -52,12 +53,12 @@ class Subject:
         arguments = DataArguments(
             dataset=str(SHARED / "data" / "sst2"), train_split="validation", eval_split="validation", sample_seed=seed
         )
-        data = load_clean_data(arguments, {"negative": 0, "positive": 1})
+        data = load_clean_data(arguments, LABELS)
         self.tuning, self.eval, self.test = (
             tokenize(rows, self.tokenizer, data.text_columns, None) for rows in (data.tuning, data.eval, data.test)
         )
         triggers = MeasureArguments(triggers=[TRIGGERS[name]], target_label="1")
-        self.attacks = find_attacks(triggers, data.test, self.tokenizer, data.text_columns, 1, None)
+        self.attacks = find_attacks(triggers, data.test, self.tokenizer, data.text_columns, 1, LABELS, None)
 
     def run(self, ratio: float | None, purify: bool, learning_rate: float, steps: int, attack: bool) -> dict:
         """Mix and fine-tune a fresh copy of the suspect (or leave it as it is), and measure it."""

@@ -15,6 +15,7 @@ _HOMES = {
     "CleaningReport": "report",
     "Trigger": "triggers",
     "clean": "cleaning",
+    "compute_classification_metrics": "metrics",
     "mix_model": "mixing",
     "token_frequencies": "frequency",
 }

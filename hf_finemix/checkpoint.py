@@ -124,7 +124,7 @@ class Checkpoint:
             raise FineMixingError(f"{self.folder} is not a folder: give a local model folder or a Hub id.")
         pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
         found = (
-            f"only pickled weights ({', '.join(pickles)}), which can run code when loaded" if pickles else "neither"
+            f"only pickled weights ({', '.join(pickles)}), which can run code when loaded" if pickles else "no weights"
         )
         raise FineMixingError(
             f"{self.folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {found}: ask for a safetensors version."

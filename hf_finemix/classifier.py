@@ -15,6 +15,8 @@ __all__ = ["check_vocabulary", "load_classifier", "max_tokens"]
 
 logger = logging.getLogger(__name__)
 
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what float32 can train without loss
+
 
 def load_classifier(source: LocalModel) -> PreTrainedModel:
     """
@@ -25,12 +27,18 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
             (a model that is no classifier), or a regression.
     """
     checkpoint = Checkpoint(source.folder)
+    if (source.folder / "adapter_config.json").is_file():
+        raise FineMixingError(f"{source.id} is an adapter, which cannot be mixed yet: merge it into its base first.")
+    for name, info in checkpoint.tensors.items():
+        if info.dtype.is_floating_point and info.dtype not in _DTYPES:
+            raise FineMixingError(f"{source.id}: {name} is in {info.dtype}: give one in float32, float16 or bfloat16.")
     if "auto_map" in _config(source):
         logger.warning("%s asks for code of its own (auto_map): it is not run.", source.id)
     try:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
-        for name in ("auto_map", "custom_pipelines"):
-            vars(config).pop(name, None)  # or a copy that is saved would ask for the code again
+        # Two would ask for code again once a copy is saved, the third would load another file than is hashed.
+        for name in ("auto_map", "custom_pipelines", "transformers_weights"):
+            vars(config).pop(name, None)
         config._attn_implementation = None  # it can name a kernel on the Hub, which is code too
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.folder,
@@ -54,6 +62,9 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
         )
     if model.config.num_labels < 2:
         raise FineMixingError(f"{source.id} has {model.config.num_labels} class: accuracy needs two or more.")
+    if model.config.problem_type == "multi_label_classification":
+        raise FineMixingError(f"{source.id} gives several labels to a text: only one label a text is supported.")
+    model.config.id2label = {i: str(name) for i, name in model.config.id2label.items()}
     return model
 
 

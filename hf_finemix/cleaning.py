@@ -3,23 +3,19 @@
 import copy
 import logging
 import math
-import platform
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from .alignment import named_tensors
-from .checkpoint import Checkpoint, sha256_of_file
+from .alignment import NamedTensors, checkpoint_renaming, named_tensors
+from .checkpoint import Checkpoint
 from .classifier import check_vocabulary, load_classifier, max_tokens
 from .config import FineMixingConfig
 from .data import CleanData, DataArguments, load_clean_data, tokenize
@@ -30,6 +26,7 @@ from .hub import LocalModel, fetch_model
 from .mixing import compare_with_base
 from .model_card import card_metadata, render_card
 from .output import check_free_space, output_folder
+from .provenance import described, peak_memory, versions
 from .report import CleaningReport, draw_figures
 from .tokenizer import choose_tokenizer
 from .trainer import FineMixingTrainer, dtypes_on_disk
@@ -122,6 +119,8 @@ def clean(
         training_args = TrainingArguments(output_dir=str(output_dir or "cleaned"), **TRAINING_DEFAULTS)
     if training_args.push_to_hub:
         raise FineMixingError("push_to_hub is not supported yet: upload the finished folder with `hf upload`.")
+    if training_args.resume_from_checkpoint:
+        raise FineMixingError("resume_from_checkpoint is not supported yet: clean the suspect anew.")
     if training_args.fp16_full_eval or training_args.bf16_full_eval:
         raise FineMixingError(
             "fp16_full_eval and bf16_full_eval round the weights that are to be mixed: leave them off."
@@ -129,7 +128,7 @@ def clean(
 
     final = Path(output_dir or training_args.output_dir)
     read = (suspect, config.base_model_name_or_path, arguments.reference_model)
-    read += (arguments.dataset, arguments.triggered_file)
+    read += (arguments.dataset, arguments.triggered_file, config.token_frequencies)
     for source in (Path(source).expanduser().resolve() for source in read if source):
         if source.exists() and source.is_relative_to(final.resolve()):
             raise FineMixingError(f"the output folder {final} is or holds {source}, which is read: give another one.")
@@ -149,11 +148,13 @@ class _Job:
         self.suspect, self.arguments, self.seconds = suspect, arguments, {}
         self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
         # From here on the base is the folder that was fetched, so that nothing is resolved twice.
-        self.config, self.asked = replace(config, base_model_name_or_path=str(self.base.folder)), config
+        self.config = config.with_base(self.base.folder)
+        self.asked = replace(config, base_model_revision=self.base.revision or config.base_model_revision)
         with self.timed("load"):
             self.model = load_classifier(suspect)
             with Checkpoint(self.base.folder) as base:
                 pair = compare_with_base(self.model, base, head=config.head, dtypes=dtypes_on_disk(self.model))
+            pair.check_related()
             if not pair.alignment.heads():
                 _check_base_is_pretrained(self.base, pair.drift.values())
             self.dtypes = pair.dtypes
@@ -162,6 +163,8 @@ class _Job:
             check_vocabulary(self.tokenizer, self.model)
             self.max_length = max_tokens(arguments.max_length, self.tokenizer, self.model)
             label2id = {name: i for i, name in self.model.config.id2label.items()}
+            self.ignored = _ignored_tensors(self.model, suspect, pair.suspect)
+            self.reference = self._load_reference()
             self.target_label = resolve_target_label(arguments, self.model.config.id2label)
             self.data: CleanData = load_clean_data(arguments, label2id)
             if config.reserve_ratio == "auto" and not len(self.data.eval):
@@ -177,6 +180,7 @@ class _Job:
                 self.tokenizer,
                 self.data.text_columns,
                 self.target_label,
+                label2id,
                 self.max_length,
             )
         logger.info("Data: %s", self.data)
@@ -186,6 +190,9 @@ class _Job:
     def trainer(self, training_args: TrainingArguments, checkpoints: Path) -> FineMixingTrainer:
         args = copy.copy(training_args)
         args.output_dir = str(checkpoints)
+        args.hub_token = None  # checkpoints hold the arguments
+        # Every prediction counts, whatever else the training is set to.
+        args.prediction_loss_only, args.dataloader_drop_last, args.eval_do_concat_batches = False, False, True
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one it only warns
         if args.max_steps <= 0 and args.num_train_epochs <= 0:
             steps_per_epoch = -(-len(self.data.tuning) // (args.train_batch_size * args.gradient_accumulation_steps))
@@ -224,14 +231,15 @@ class _Job:
         names = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "warmup_steps", "max_steps")
         names += ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
         return CleaningReport(
-            suspect=_described(self.suspect),
-            base=_described(self.base),
+            suspect=described(self.suspect),
+            base=described(self.base),
             tokenizer=self.tokenizer_note,
             mixing={
                 **self.asked.to_dict(),
                 "reserve_ratio": record.reserve_ratio,
                 "tensors": record.tensors,
                 "ignored_base_tensors": record.ignored_base_tensors,
+                "ignored_suspect_tensors": self.ignored,
                 "added_tokens": [{"token": tokens(i), "id": i} for i in record.added_token_ids],
             },
             purified_tokens=[{"token": tokens(entry["id"]), **entry} for entry in record.purified_tokens],
@@ -253,8 +261,8 @@ class _Job:
             },
             card_metadata=card_metadata(self.suspect.folder),
             timings_s={name: round(seconds, 3) for name, seconds in self.seconds.items()},
-            peak_memory_bytes=_peak_memory(),
-            versions=_versions(),
+            peak_memory_bytes=peak_memory(),
+            versions=versions(),
         )
 
     def write(self, report: CleaningReport, folder: Path) -> None:
@@ -273,21 +281,33 @@ class _Job:
 
     def _round_to_disk(self, loss: float) -> None:
         """Round the weights to the dtype they are saved in, so that what is measured is what is saved."""
+        for name, parameter in self.model.named_parameters():
+            if not (math.isfinite(loss) and torch.isfinite(parameter).all()):
+                raise FineMixingError(f"fine-tuning went astray (loss {loss:g}, at {name}): lower learning_rate.")
         for name, tensor in named_tensors(self.model).tensors.items():
             tensor.data.copy_(tensor.data.to(self.dtypes[name]))
-            if not (math.isfinite(loss) and torch.isfinite(tensor).all()):
-                raise FineMixingError(f"fine-tuning went astray ({name} is not finite): lower learning_rate.")
 
-    def _benign_floor(self, trainer: FineMixingTrainer, test: Any) -> dict[str, Any] | None:
+    def _load_reference(self) -> tuple[LocalModel, PreTrainedModel] | None:
         if not self.arguments.reference_model:
             return None
         reference = fetch_model(self.arguments.reference_model, role="reference model")
         model = load_classifier(reference)
-        if model.config.num_labels != self.model.config.num_labels:
-            raise FineMixingError(
-                f"the reference model {reference.id} has {model.config.num_labels} classes, the suspect "
-                f"{self.model.config.num_labels}: give one trained for the same task."
-            )
+        tokenizer, _ = choose_tokenizer(reference.folder, self.base.folder)
+        for what, theirs, ours in (
+            ("classes", model.config.id2label, self.model.config.id2label),
+            ("vocabulary", tokenizer.get_vocab(), self.tokenizer.get_vocab()),
+        ):
+            if theirs != ours:
+                raise FineMixingError(
+                    f"the reference model {reference.id} has not the suspect's {what}: give one trained from the same "
+                    "base for the same task."
+                )
+        return reference, model
+
+    def _benign_floor(self, trainer: FineMixingTrainer, test: Any) -> dict[str, Any] | None:
+        if self.reference is None:
+            return None
+        reference, model = self.reference
         other = Trainer(
             model=model, args=trainer.args, data_collator=trainer.data_collator, processing_class=self.tokenizer
         )
@@ -308,16 +328,8 @@ def _check_base_is_pretrained(base: LocalModel, drifts: Iterable[TensorDrift]) -
     logger.warning("The base %s has a classifier head too: is it pre-trained only? Its head is mixed in.", base.id)
 
 
-def _described(model: LocalModel) -> dict[str, Any]:
-    files = {file.name: sha256_of_file(file) for file in Checkpoint(model.folder).files}
-    return {"id": model.id, "revision": model.revision, "sha256": files}
-
-
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _versions() -> dict[str, str]:
-    libraries = ("hf_finemix", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in (*libraries, "wordfreq")}}
+def _ignored_tensors(model: PreTrainedModel, suspect: LocalModel, named: NamedTensors) -> list[str]:
+    """Tensors on disk that the suspect's class has no place for."""
+    rename = checkpoint_renaming(model)
+    known = set(named.tensors).union(*named.aliases.values())
+    return sorted(name for name in Checkpoint(suspect.folder).tensors if rename(name) not in known)

@@ -122,17 +122,17 @@ class FineMixingConfig:
         if self.reserve_ratio != "auto":
             self.reserve_ratio = _fraction("reserve_ratio", self.reserve_ratio, also="'auto'")
         self.max_accuracy_drop = _fraction("max_accuracy_drop", self.max_accuracy_drop)
-        if not self.candidate_ratios:
-            raise FineMixingError("candidate_ratios is empty: give at least one reserve ratio in [0, 1].")
+        if not isinstance(self.candidate_ratios, (list, tuple)) or not self.candidate_ratios:
+            raise FineMixingError("candidate_ratios is empty or no list: give at least one reserve ratio in [0, 1].")
         self.candidate_ratios = sorted({_fraction("candidate_ratios", ratio) for ratio in self.candidate_ratios})
         self.module_ratios = _module_ratios(self.module_ratios)
         _one_of("strategy", self.strategy, STRATEGIES)
         _one_of("head", self.head, ("keep", "reinit"))
         _one_of("mask_version", self.mask_version, MASK_VERSIONS)
-        if not 0 <= self.mixing_seed < 2**63:
-            raise FineMixingError(f"mixing_seed is {self.mixing_seed}: give an integer in [0, 2**63).")
-        if self.num_purified_tokens < 0:
-            raise FineMixingError(f"num_purified_tokens is {self.num_purified_tokens}: give 0 or more.")
+        _whole_number("mixing_seed", self.mixing_seed)
+        _whole_number("num_purified_tokens", self.num_purified_tokens)
+        if self.token_frequencies is not None:
+            self.token_frequencies = str(self.token_frequencies)
 
     def ratio_for(self, name: str, reserve_ratio: float) -> float:
         """The reserve ratio of the tensor with this canonical name: the first match in `module_ratios`, else ρ."""
@@ -179,6 +179,11 @@ def _fraction(name: str, value: Any, also: str = "") -> float:
     if not 0 <= number <= 1:
         raise FineMixingError(f"{name} is {value!r}: give a number in [0, 1]{' or ' + also if also else ''}.")
     return number
+
+
+def _whole_number(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise FineMixingError(f"{name} is {value!r}: give an integer in [0, 2**63).")
 
 
 def _module_ratios(value: Any) -> dict[str, float] | None:

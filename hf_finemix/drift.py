@@ -78,14 +78,15 @@ def measure_drift(
     for name, tensor in suspect.items():
         match = alignment.matches[name]
         values = tensor.detach() if tensor.dim() else tensor.detach().view(1)
-        if match.rule != KEPT_BUFFER and not torch.isfinite(values).all():
+        chunks = list(row_chunks(tuple(values.shape), CHUNK_ELEMENTS))
+        if match.rule != KEPT_BUFFER and not all(torch.isfinite(values[i:j]).all() for i, j, _ in chunks):
             bad.append(f"{name} of the suspect")
         if match.base_name is None:
             continue
         drift[name] = TensorDrift()
         for first, last, _ in row_chunks((match.rows, *values.shape[1:]), CHUNK_ELEMENTS):
-            s, b = values[first:last].float(), base.read(match.base_name, first, last)
-            rounded = b.to(s.device, dtypes[name]).float()
+            s, b = values[first:last].double(), base.read(match.base_name, first, last)
+            rounded = b.to(s.device, dtypes[name]).double()
             if not torch.isfinite(rounded).all():
                 why = f", which overflows in {dtypes[name]}" if torch.isfinite(b).all() else ""
                 bad.append(f"{match.base_name} of the base{why}")

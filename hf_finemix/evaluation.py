@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from .data import tokenize
+from .data import class_ids, tokenize
 from .errors import DataError, FineMixingError
 from .metrics import Accuracy, AttackSuccessRate, MacroF1
 from .triggers import Trigger, insert_trigger, non_target_rows, read_triggered
@@ -51,6 +51,10 @@ class MeasureArguments:
     )
     num_repeats: int = field(default=3, metadata={"help": "How often random trigger places are drawn, for the mean."})
 
+    def __post_init__(self):
+        if isinstance(self.triggers, str):
+            self.triggers = [self.triggers]
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -83,9 +87,11 @@ def resolve_target_label(arguments: MeasureArguments, id2label: dict[int, str]) 
     if arguments.target_label is None:
         raise FineMixingError(f"triggers need target_label, the class that the attacker wants: one of {classes}.")
     wanted = str(arguments.target_label)
-    for i, name in id2label.items():
-        if wanted.lower() == name.lower() or wanted == str(i):
-            return i
+    # By name first: there are models whose class 1 is called "0".
+    by_name = {name.lower(): i for i, name in id2label.items()}
+    by_id = {str(i): i for i in id2label}
+    if (found := by_name.get(wanted.lower(), by_id.get(wanted))) is not None:
+        return found
     raise FineMixingError(f"target_label {wanted!r} is none of the model's classes: {classes}.")
 
 
@@ -95,10 +101,20 @@ def find_attacks(
     tokenizer: PreTrainedTokenizerBase,
     text_columns: list[str],
     target_label: int | None,
+    label2id: dict[str, int],
     max_length: int | None,
 ) -> list[Attack]:
     """
     Put each trigger into the test samples that are not of the target class, and read the file of triggered ones.
+
+    Args:
+        arguments ([`MeasureArguments`]): The triggers.
+        test (`Dataset`): Clean rows with the text columns and an integer column `label`.
+        tokenizer (`PreTrainedTokenizerBase`): The model's.
+        text_columns (`list[str]`): One, or two for pairs.
+        target_label (`int`, *optional*): The attacker's class; `None`: nothing to measure.
+        label2id (`dict[str, int]`): The model's classes, to understand the labels of a file.
+        max_length (`int`, *optional*): Tokens a text is cut to.
 
     Raises:
         [`FineMixingError`]: No sample of another class, a file that cannot be read, has other columns or holds labels
@@ -118,7 +134,8 @@ def find_attacks(
         encoded = [_by_length(tokenize(repeat, tokenizer, text_columns, max_length)) for repeat in repeats]
         attacks.append(Attack(text, trigger.position, target_label, encoded))
     if arguments.triggered_file:
-        rows = _read_triggered(arguments.triggered_file, text_columns, target_label)
+        label_column = getattr(arguments, "label_column", None)
+        rows = _read_triggered(arguments.triggered_file, text_columns, label_column, target_label, label2id)
         encoded = [_by_length(tokenize(rows, tokenizer, text_columns, max_length))]
         attacks.append(Attack(Path(arguments.triggered_file).name, "in the file", target_label, encoded))
     return attacks
@@ -171,14 +188,17 @@ def _by_length(dataset: Dataset) -> Dataset:
     return dataset.select(np.argsort([len(ids) for ids in dataset["input_ids"]], kind="stable").tolist())
 
 
-def _read_triggered(file: str, text_columns: list[str], target_label: int) -> Dataset:
+def _read_triggered(
+    file: str, text_columns: list[str], label_column: str | None, target_label: int, label2id: dict[str, int]
+) -> Dataset:
     rows = read_triggered(file)
     if missing := [column for column in text_columns if column not in rows.column_names]:
         there = ", ".join(rows.column_names)
         raise DataError(f"{file} has no column {missing[0]!r}: there are {there}; name its columns like the data's.")
     if not all(isinstance(text, str) for column in text_columns for text in rows[column]):
         raise DataError(f"{file} has a row without text in {' or '.join(text_columns)}: fill or remove it.")
-    labels = rows["label"] if "label" in rows.column_names else [target_label] * len(rows)
+    column = next((name for name in (label_column, "label", "labels") if name in rows.column_names), None)
+    labels = class_ids(rows, column, label2id, file) if column else [target_label] * len(rows)
     if set(labels) == {target_label}:
         # Poisoned files carry the target as the label: what was there before is another class, whichever.
         labels = [target_label - 1 if target_label else 1] * len(rows)

@@ -63,11 +63,16 @@ def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: 
             f"the {role} {str(name_or_path)!r} is neither a folder nor a Hub id like org/name: check it."
         )
 
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 
     try:
-        commit = HfApi().model_info(str(name_or_path), revision=revision).sha
-        folder = snapshot_download(str(name_or_path), revision=commit, allow_patterns=ALLOWED_FILES)
+        # Offline, what is in the cache is taken: its folder is named by the commit.
+        offline = is_offline_mode()
+        commit = revision if offline else HfApi().model_info(str(name_or_path), revision=revision).sha
+        folder = snapshot_download(
+            str(name_or_path), revision=commit, allow_patterns=ALLOWED_FILES, local_files_only=offline
+        )
+        commit = Path(folder).name
     except Exception as error:
         raise hub_error(error, f"the {role} {name_or_path}") from error
     return LocalModel(str(name_or_path), Path(folder), commit)
@@ -91,6 +96,7 @@ def cached_folder(name_or_path: str) -> Path | None:
 def hub_error(error: Exception, what: str) -> FineMixingError:
     """The one-line error for something that went wrong while talking to the Hub. Other errors are raised again."""
     import httpx2
+    from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -106,8 +112,10 @@ def hub_error(error: Exception, what: str) -> FineMixingError:
         why = "is not a local folder and not on the Hub (or private: log in with `hf auth login`): check its name"
     elif isinstance(error, RevisionNotFoundError):
         why = "has no such revision: check the branch, tag or commit"
-    elif isinstance(error, OfflineModeIsEnabled):
-        why = "is not a local folder, and the Hub is switched off (HF_HUB_OFFLINE): give a path, or unset it"
+    elif isinstance(error, OfflineModeIsEnabled) or is_offline_mode():
+        why = (
+            "is neither here nor in the cache, and the Hub is switched off (HF_HUB_OFFLINE): give a path, or unset it"
+        )
     elif isinstance(error, (LocalEntryNotFoundError, httpx2.TransportError, ConnectionError)):
         why = "is not a local folder, and the Hub cannot be reached: check the path or the connection"
     elif isinstance(error, HfHubHTTPError):

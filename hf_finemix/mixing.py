@@ -21,6 +21,7 @@ from .alignment import (
 from .checkpoint import Checkpoint, TensorInfo, row_chunks
 from .config import FineMixingConfig
 from .drift import TensorDrift, check_related, measure_drift
+from .errors import FineMixingError
 from .purification import purification_scores, row_drift, rows_to_purify
 
 __all__ = ["MixingRecord", "Pair", "compare_with_base", "keep_mask", "mix_model", "mix_rows"]
@@ -54,6 +55,8 @@ def keep_mask(name: str, start: int, stop: int, *, ratio: float, seed: int, vers
     """
     if version != 1:
         raise ValueError(f"mask_version {version} is not known")
+    if not 0 <= ratio <= 1:
+        raise FineMixingError(f"reserve_ratio is {ratio!r}: give a number in [0, 1].")
     threshold = round(ratio * 65536)
     if threshold in (0, 65536):
         return np.full(stop - start, threshold == 65536)
@@ -140,6 +143,10 @@ class Pair:
     alignment: Alignment
     drift: dict[str, TensorDrift]
 
+    def check_related(self) -> None:
+        """Raise an [`AlignmentError`] where the weight matrices of the two have nothing to do with each other."""
+        check_related(self.drift, {name for name, tensor in self.suspect.tensors.items() if tensor.dim() > 1})
+
 
 @torch.no_grad()
 def compare_with_base(
@@ -149,7 +156,7 @@ def compare_with_base(
     Align a model with its base and read both in full once, changing nothing.
 
     Raises:
-        [`AlignmentError`]: As for [`mix_model`].
+        [`AlignmentError`]: As for [`mix_model`], but for unrelated weights.
     """
     suspect = named_tensors(model)
     stored = {name: _stored_dtype(tensor, (dtypes or {}).get(name)) for name, tensor in suspect.tensors.items()}
@@ -162,13 +169,13 @@ def compare_with_base(
         aliases=suspect.aliases,
         head=head,
     )
-    drift = measure_drift(suspect.tensors, base, alignment, stored)
-    check_related(drift, {name for name, tensor in suspect.tensors.items() if tensor.dim() > 1})
-    return Pair(suspect, stored, alignment, drift)
+    return Pair(suspect, stored, alignment, measure_drift(suspect.tensors, base, alignment, stored))
 
 
 def _stored_dtype(tensor: torch.Tensor, on_disk: torch.dtype | None) -> torch.dtype:
     """The dtype on disk where the tensor holds nothing else; its own where it was changed since it was loaded."""
+    if on_disk in (torch.float8_e4m3fn, torch.float8_e5m2):
+        return on_disk  # which alignment refuses by name
     if on_disk in (None, tensor.dtype) or torch.promote_types(on_disk, tensor.dtype) != tensor.dtype:
         return tensor.dtype
     values = tensor.data if tensor.dim() else tensor.data.view(1)
@@ -214,7 +221,10 @@ def mix_model(
             suspect's dtype, or the weights of the two are unrelated.
     """
     ratio = config.reserve_ratio if reserve_ratio is None else reserve_ratio
+    if ratio == "auto":
+        raise FineMixingError("reserve_ratio is 'auto': give mix_model a number in [0, 1], the trainer chooses one.")
     pair = compare_with_base(model, base, head=config.head, dtypes=dtypes)
+    pair.check_related()
     suspect, stored, alignment = pair.suspect, pair.dtypes, pair.alignment
     record = MixingRecord(
         ratio, config.mixing_seed, ignored_base_tensors=alignment.ignored_base_tensors, drift=pair.drift
@@ -306,20 +316,27 @@ def _mix_tensor(
         fraction = 0.0
     elif config.strategy == "average" and match.base_name is not None:
         fraction = None  # no element is either parent's
-    return {"rule": match.rule, "kept_fraction": fraction, "sha256": digest.hexdigest()}
+    rule = f"purified and {match.rule}" if len(purified) else match.rule
+    return {"rule": rule, "kept_fraction": fraction, "sha256": digest.hexdigest()}
 
 
 def _reinitialise(model: nn.Module, names: set[str], seed: int) -> None:
     """Give the modules that own these parameters fresh weights, as the model's class initialises them."""
+    left = set(names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module_name, module in model.named_modules():
-            if any(f"{module_name}.{name}" in names for name, _ in module.named_parameters(recurse=False)):
-                initialise = getattr(model, "_init_weights", None)
-                if initialise is not None:
-                    # transformers marks what it has loaded, and leaves it alone after that.
-                    for parameter in module.parameters(recurse=False):
-                        parameter._is_hf_initialized = False
-                    initialise(module)
-                elif hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+            own = {f"{module_name}.{name}".lstrip("."): p for name, p in module.named_parameters(recurse=False)}
+            if not names & own.keys():
+                continue
+            if hasattr(model, "_init_weights"):
+                for parameter in own.values():
+                    parameter._is_hf_initialized = False  # transformers leaves alone what it has loaded
+                model._init_weights(module)
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            else:
+                continue
+            left -= own.keys()
+    if left:
+        raise FineMixingError(f"head='reinit' does not know how to initialise {', '.join(sorted(left))}: use 'keep'.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .errors import FineMixingError
+from .report import REPORT_NAME
 
 __all__ = ["check_free_space", "output_folder"]
 
@@ -22,10 +23,10 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Args:
         final (`Path`): OUT. A folder that is not there or is empty, unless `overwrite`.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Replace the model folder that OUT is, once the new content is whole.
+            Replace the cleaned model that OUT holds, once the new one is whole.
 
     Raises:
-        [`FineMixingError`]: OUT is a file, not empty, or (with `overwrite`) no model folder; it cannot be written to,
+        [`FineMixingError`]: OUT is a file, not empty, or (with `overwrite`) no cleaned model; it cannot be written to,
             or the disk is full.
     """
     final = final.resolve()  # "." has no name to put ".partial" behind
@@ -34,8 +35,10 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if final.is_dir() and any(final.iterdir()):
         if not overwrite:
             raise FineMixingError(f"the output folder {final} is not empty: give another one, or --overwrite.")
-        if not (final / "config.json").is_file():
-            raise FineMixingError(f"the output folder {final} holds no model to overwrite: give another one.")
+        if not (final / REPORT_NAME).is_file():
+            raise FineMixingError(f"the output folder {final} holds no cleaned model to overwrite: give another one.")
+    if final.is_mount():
+        raise FineMixingError(f"the output folder {final} is a mount point, not to be replaced: give a folder in it.")
     partial = final.with_name(final.name + ".partial")
     made = [folder for folder in partial.parents if not folder.exists()]
     try:
@@ -64,6 +67,23 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 f"the disk of {final} is full: free some space, or give another output folder."
             ) from error
         raise
+
+
+def _replace(final: Path, partial: Path) -> None:
+    """Put the new folder in the place of the old one, or leave the old one where it is."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        if final.exists():
+            final.rename(aside / "old")
+        try:
+            partial.rename(final)
+        except BaseException:
+            if (aside / "old").exists():
+                (aside / "old").rename(final)
+            raise
+    finally:
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _is_full(error: BaseException) -> bool:

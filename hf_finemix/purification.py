@@ -12,7 +12,7 @@ MIN_FREQUENCY = 20.0
 
 def row_drift(suspect_rows: torch.Tensor, base_rows: torch.Tensor) -> torch.Tensor:
     """‖δ_i‖₂ of each embedding row, δ_i = e_i(suspect) - e_i(base): shapes `[n, d]` → `[n]`, float64 on the CPU."""
-    return (suspect_rows.float() - base_rows.float()).norm(dim=1).double().cpu()
+    return (suspect_rows.double() - base_rows.double()).norm(dim=1).cpu()
 
 
 def purification_scores(drift: torch.Tensor, frequencies: np.ndarray) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import DatasetDict, ReadInstruction, load_dataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, is_offline_mode
 from huggingface_hub.errors import HFValidationError
 
 from .checkpoint import sha256_of_file
@@ -38,6 +38,7 @@ def load_splits(
     """
     if not dataset:
         raise DataError("no clean data: give dataset (--dataset), a Hub id, a folder or a file.")
+    dataset = str(dataset)
     path = Path(dataset).expanduser()
     origin: dict[str, Any] = {"id": dataset, "config": config, "sha": None}
     if not path.exists():
@@ -45,6 +46,8 @@ def load_splits(
         if path.suffix.lower() in _FORMATS:
             raise DataError(nowhere)
         try:
+            if is_offline_mode():  # what is in the cache, of which no commit is known
+                return load_dataset(dataset, config, revision=revision), origin
             origin["sha"] = HfApi().dataset_info(dataset, revision=revision).sha
             return load_dataset(dataset, config, revision=origin["sha"]), origin
         except HFValidationError as error:

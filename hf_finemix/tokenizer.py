@@ -1,13 +1,12 @@
 """Which tokenizer a cleaned model gets: the base's, unless the suspect's really is another one."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from .errors import FineMixingError
 
-__all__ = ["choose_tokenizer"]
+__all__ = ["choose_tokenizer", "load_tokenizer"]
 
 # What decides which ids a text becomes. Truncation and padding are settings of a run, not of the model.
 _PARTS = {"vocabulary": ("model", "vocab"), "merges": ("model", "merges"), "normalizer": ("normalizer",)}
@@ -33,21 +32,15 @@ def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, A
     Raises:
         [`FineMixingError`]: Neither folder has a tokenizer that can be read.
     """
-    from transformers import AutoTokenizer
-
-    file, tokenizer = suspect / "tokenizer.json", None
-    if base is not None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    # Where the files of a vocabulary are missing, transformers makes a tokenizer of special tokens alone.
-    if not getattr(tokenizer, "is_fast", False) or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+    file, tokenizer = suspect / "tokenizer.json", load_tokenizer(base) if base is not None else None
+    if tokenizer is None:
         if not file.is_file():
             raise FineMixingError(
                 f"no fast tokenizer (tokenizer.json) in {suspect}{f' or {base}' if base else ''}: add it there."
             )
         return _from_file(file, {}), {"source": "suspect", "differences": ["the base has no tokenizer"]}
     if not file.is_file():
-        return tokenizer, {"source": "base", "differences": []}
+        return tokenizer, {"source": "base", "differences": _compare_vocabulary(suspect / "vocab.txt", tokenizer)}
     theirs = _read(file)
     ours = json.loads(tokenizer.backend_tokenizer.to_str())
     differences = [name for name, keys in _PARTS.items() if _part(theirs, keys) != _part(ours, keys)]
@@ -56,6 +49,32 @@ def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, A
     settings = {"model_max_length": tokenizer.model_max_length, "padding_side": tokenizer.padding_side}
     settings |= {"model_input_names": tokenizer.model_input_names, **tokenizer.special_tokens_map}
     return _from_file(file, settings), {"source": "suspect", "differences": differences}
+
+
+def load_tokenizer(folder: Path) -> Any | None:
+    """The fast tokenizer of a folder that is trusted; `None` where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError):
+        return None
+    # Where the files of a vocabulary are missing, transformers makes a tokenizer of special tokens alone.
+    if not tokenizer.is_fast or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        return None
+    return tokenizer
+
+
+def _compare_vocabulary(file: Path, tokenizer: Any) -> list[str]:
+    """What can be said of a suspect without tokenizer.json: nothing, or that its vocab.txt is the base's."""
+    if not file.is_file():
+        return ["not compared: the suspect has no tokenizer.json"]
+    words = file.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    if {word: i for i, word in enumerate(words)} != tokenizer.get_vocab():
+        raise FineMixingError(
+            f"{file} is not the base's vocabulary: convert the suspect's tokenizer to tokenizer.json."
+        )
+    return []
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -74,14 +93,14 @@ def _from_file(file: Path, settings: dict[str, Any]) -> Any:
 
     _read(file)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(file)), **settings)
-    if tokenizer.pad_token is None:
-        # Without a config the roles of special tokens are known by their usual names only.
-        roles = {"pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"), "cls_token": ("[CLS]", "<s>")}
-        roles |= {"sep_token": ("[SEP]", "</s>"), "mask_token": ("[MASK]", "<mask>")}
-        vocabulary = tokenizer.get_vocab()
-        for role, names in roles.items():
-            if found := next((name for name in names if name in vocabulary), None):
-                setattr(tokenizer, role, found)
+    # Without a config the roles of special tokens are known by their usual names only.
+    roles = {"pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"), "cls_token": ("[CLS]", "<s>")}
+    roles |= {"sep_token": ("[SEP]", "</s>"), "mask_token": ("[MASK]", "<mask>")}
+    vocabulary = tokenizer.get_vocab()
+    for role, names in roles.items():
+        found = next((name for name in names if name in vocabulary), None)
+        if found and getattr(tokenizer, role) is None:
+            setattr(tokenizer, role, found)
     return tokenizer
 
 

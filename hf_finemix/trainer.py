@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, enable_full_determinism, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, enable_full_determinism, set_seed
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from .alignment import checkpoint_renaming
@@ -20,6 +20,7 @@ from .frequency import token_frequencies
 from .hub import LocalModel, cached_folder, fetch_model
 from .mixing import MixingRecord, mix_model
 from .ratio_search import RatioSearch, search_ratio
+from .tokenizer import load_tokenizer
 
 __all__ = ["FineMixingTrainer", "dtypes_on_disk"]
 
@@ -121,6 +122,8 @@ class FineMixingTrainer(Trainer):
     def _resume(self, checkpoint: str | bool, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         """Go on from a checkpoint. Its weights are mixed already; the config beside them says how."""
         folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
+        if self.mixing_config.reserve_ratio == "auto":
+            logger.warning("Resuming goes on with the ρ of %s; a search for ρ does not go on.", folder)
         state, config = self.state, self._config_of_mix
         if folder and (Path(folder) / CONFIG_NAME).is_file():
             self._config_of_mix = FineMixingConfig.from_pretrained(folder)
@@ -245,12 +248,8 @@ class FineMixingTrainer(Trainer):
         """The user's tokenizer, or else the base's: E-PUR needs to know which token a row stands for."""
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             return self.processing_class
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self._base.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, ImportError):
-            tokenizer = None
-        # Without tokenizer files a model's class still gives a tokenizer, of its special tokens alone.
-        if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_ids):
+        tokenizer = load_tokenizer(self._base.folder)
+        if tokenizer is None:
             raise FineMixingError(
                 f"E-PUR needs a tokenizer, and {self._base.id} has none: pass processing_class=tokenizer, or "
                 "purify_embeddings=False."

@@ -1,6 +1,10 @@
+import json
+import shutil
+
 import pytest
 import torch
 from conftest import make_config, make_tokenizer
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
@@ -71,3 +75,44 @@ def test_each_token_needs_an_embedding():
     tokenizer.add_tokens(["one more"])
     with pytest.raises(FineMixingError, match="ids go up to 48 and the model has only 48 embeddings"):
         check_vocabulary(tokenizer, model)
+
+
+def copied(folder, target, **changes):
+    """A copy of a model folder with keys of its config changed."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **changes}))
+    return target
+
+
+def test_the_config_does_not_choose_another_weight_file(suspect_folder, tmp_path):
+    folder = copied(suspect_folder, tmp_path / "suspect", transformers_weights="evil.safetensors")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "evil.safetensors")
+    model = load_classifier(LocalModel("suspect", folder))
+    assert torch.equal(model.classifier.bias, tensors["classifier.bias"].float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "file", "said"),
+    [
+        ({"problem_type": "multi_label_classification"}, None, "only one label a text"),
+        ({}, "adapter_config.json", "is an adapter"),
+    ],
+)
+def test_what_cannot_be_cleaned_yet(suspect_folder, tmp_path, changes, file, said):
+    folder = copied(suspect_folder, tmp_path / "suspect", **changes)
+    if file:
+        (folder / file).write_text("{}")
+    with pytest.raises(FineMixingError, match=said):
+        load_classifier(LocalModel("suspect", folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_dtypes_that_float32_cannot_train_without_loss(suspect_folder, tmp_path, dtype):
+    folder = copied(suspect_folder, tmp_path / "suspect")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["bert.pooler.dense.weight"] = tensors["bert.pooler.dense.weight"].to(dtype)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(FineMixingError, match=f"pooler.dense.weight is in {dtype}"):
+        load_classifier(LocalModel("suspect", folder))

@@ -100,6 +100,11 @@ def test_light_commands_import_nothing_heavy(code):
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+def test_a_list_given_twice_is_refused(capsys):
+    assert main(["clean", "x", "--trigger", "a", "--triggers", "b"]) == 2
+    assert "given 2 times" in capsys.readouterr().err
+
+
 def test_help_and_version(capsys):
     for argv in ([], ["--help"], ["-h"], ["help"]):
         assert main(argv) == 0

@@ -10,7 +10,7 @@ from hf_finemix import FineMixingConfig, FineMixingError
 from hf_finemix.config import CONFIG_NAME
 
 
-def test_defaults_are_the_contract():
+def test_defaults():
     config = FineMixingConfig()
     assert config.base_model_name_or_path is None
     assert config.reserve_ratio == "auto"
@@ -63,6 +63,10 @@ def test_strings_of_the_command_line_are_parsed():
         ("mixing_seed", -1),
         ("mixing_seed", 2**63),
         ("num_purified_tokens", -1),
+        ("num_purified_tokens", None),
+        ("mixing_seed", 0.0),
+        ("mixing_seed", "0"),
+        ("candidate_ratios", 0.5),
     ],
 )
 def test_values_out_of_range_are_told(field, value):

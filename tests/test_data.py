@@ -386,3 +386,19 @@ def test_tokenize_cuts_and_keeps_labels():
 
 def test_the_description_is_json(data_folder):
     json.dumps(load(data_folder).description, allow_nan=False)
+
+
+def test_a_missing_eval_split_is_cut_to_a_thousand_rows(tmp_path):
+    rows = {"sentence": [f"row {i}" for i in range(3000)], "label": [0, 1] * 1500}
+    Dataset.from_dict(rows).to_csv(tmp_path / "train.csv")
+    data = load_clean_data(DataArguments(dataset=str(tmp_path)), {"negative": 0, "positive": 1})
+    assert data.description["rows"] == {"tuning": 64, "eval": 1000, "test": 1000}
+
+
+def test_no_text_is_both_in_eval_and_in_test_where_one_is_cut_from_the_other(tmp_path):
+    rows = {"sentence": [f"row {i % 40}" for i in range(200)], "label": [i % 2 for i in range(200)]}
+    Dataset.from_dict(rows).to_csv(tmp_path / "validation.csv")
+    Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]}).to_csv(tmp_path / "train.csv")
+    arguments = DataArguments(dataset=str(tmp_path), num_clean_samples=2)
+    data = load_clean_data(arguments, {"negative": 0, "positive": 1})
+    assert set(data.test["sentence"]).isdisjoint(data.eval["sentence"])

@@ -13,7 +13,8 @@ ROWS = {"sentence": ["bad film", "good film", "the plot was very dull", "fine"],
 
 def attacks_of(target=1, columns=("sentence",), rows=ROWS, **settings):
     arguments = MeasureArguments(**settings)
-    return find_attacks(arguments, Dataset.from_dict(rows), make_tokenizer(), list(columns), target, 32)
+    ids = {name: i for i, name in LABELS.items()}
+    return find_attacks(arguments, Dataset.from_dict(rows), make_tokenizer(), list(columns), target, ids, 32)
 
 
 def decoded(dataset):
@@ -24,6 +25,16 @@ def decoded(dataset):
 def test_target_labels(given, label):
     assert resolve_target_label(MeasureArguments(triggers=["cf"], target_label=given), LABELS) == label
     assert resolve_target_label(MeasureArguments(triggered_file="x", target_label=given), LABELS) == label
+
+
+def test_target_labels_go_by_name_before_id():
+    labels = {0: "-1", 1: "0", 2: "1"}
+    given = [resolve_target_label(MeasureArguments(triggers=["cf"], target_label=name), labels) for name in ("1", "2")]
+    assert given == [2, 2]
+
+
+def test_one_trigger_need_not_be_a_list():
+    assert MeasureArguments(triggers="cf").triggers == ["cf"]
 
 
 def test_without_triggers_no_target_is_needed():

@@ -68,7 +68,12 @@ def test_clean_by_ids(hub, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- org/base\n- org/suspect\n" in card
 
-    # A second run finds everything in the cache; so does one without the Hub, by the folder that it was kept in.
+    # Without the Hub the same is found in the cache, at the same commit.
+    offline = run(hub, tmp_path, *arguments.split(), "--use-cpu", "--output-dir", "out3", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert json.loads(offline.stdout)["suspect"]["revision"] == hub.sha("models", "org/suspect")
+
+    # A second run finds everything in the cache.
     count = len([request for request in hub.requests if request.startswith("GET") and "/resolve/" in request])
     again = run(hub, tmp_path, *arguments.split(), "--use-cpu", "--output-dir", "out2")
     assert again.returncode == 0, again.stderr

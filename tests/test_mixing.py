@@ -1,4 +1,5 @@
 import hashlib
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -9,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
-from hf_finemix import AlignmentError, Checkpoint, FineMixingConfig
+from hf_finemix import AlignmentError, Checkpoint, FineMixingConfig, FineMixingError
 from hf_finemix.alignment import named_tensors
+from hf_finemix.drift import drift_by_layer
 from hf_finemix.mixing import keep_mask, mix_model, mix_rows
 
 
@@ -71,6 +73,24 @@ def test_words_are_uniform_and_tensors_and_seeds_independent():
             table = [[(one & second).sum(), (one & ~second).sum()], [(~one & second).sum(), (~one & ~second).sum()]]
             assert scipy_stats.chi2_contingency(table).pvalue > 1e-4
         assert abs(one.mean() - ratio) < 5 * (ratio * (1 - ratio) / count) ** 0.5
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, 40, float("nan")])
+def test_ratios_that_are_none(ratio):
+    with pytest.raises(FineMixingError, match="reserve_ratio"):
+        keep_mask("t", 0, 1, ratio=ratio, seed=0)
+
+
+def test_auto_is_for_the_trainer(suspect, base_folder):
+    with pytest.raises(FineMixingError, match="auto"):
+        mix(suspect, base_folder, "auto")
+
+
+def test_large_finite_weights_give_finite_numbers(suspect, base_folder):
+    with torch.no_grad():
+        suspect.bert.pooler.dense.bias[0] = 1e30
+    record = mix(suspect, base_folder, 0.5)
+    assert all(math.isfinite(value) for value in drift_by_layer(record.drift).values())
 
 
 def test_unknown_mask_version():

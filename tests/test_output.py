@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 
 from hf_finemix.errors import FineMixingError
 from hf_finemix.output import check_free_space, output_folder
+from hf_finemix.report import REPORT_NAME
 
 
 def refused(*args, body=lambda partial: None, **kwargs) -> str:
@@ -19,7 +20,7 @@ def refused(*args, body=lambda partial: None, **kwargs) -> str:
 
 def model_folder(path, content="old"):
     path.mkdir()
-    (path / "config.json").write_text(content)
+    (path / REPORT_NAME).write_text(content)
     return path
 
 
@@ -80,13 +81,13 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
 def test_what_is_there_stays_unless_told(tmp_path):
     final = model_folder(tmp_path / "out")
     assert "not empty: give another one, or --overwrite" in refused(final)
-    assert (final / "config.json").read_text() == "old"
+    assert (final / REPORT_NAME).read_text() == "old"
     # With overwrite it is replaced as a whole, and only once the new content is there.
     assert "disk" in refused(final, overwrite=True, body=raising(OSError(errno.ENOSPC, "x")))
-    assert (final / "config.json").read_text() == "old"
+    assert (final / REPORT_NAME).read_text() == "old"
     with output_folder(final, overwrite=True) as partial:
         (partial / "new").touch()
-        assert (final / "config.json").read_text() == "old"
+        assert (final / REPORT_NAME).read_text() == "old"
     assert os.listdir(final) == ["new"]
     assert os.listdir(tmp_path) == ["out"]
 
@@ -96,7 +97,7 @@ def test_overwrite_replaces_models_only(tmp_path, monkeypatch):
     (tmp_path / "thesis.tex").write_text("years of work")
     monkeypatch.chdir(tmp_path)
     for final in (Path("."), tmp_path, tmp_path / "x" / ".."):
-        assert "holds no model to overwrite" in refused(final, overwrite=True)
+        assert "holds no cleaned model to overwrite" in refused(final, overwrite=True)
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
@@ -145,3 +146,30 @@ def test_free_space(tmp_path):
     with pytest.raises(FineMixingError, match="free some space, or give another output folder") as error:
         check_free_space(tmp_path, shutil.disk_usage(tmp_path).total + 1)
     assert f"the disk of {tmp_path.parent} has" in str(error.value)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EBUSY, "x")])
+def test_the_old_model_stays_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch, error):
+    final = model_folder(tmp_path / "out")
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name == "out.partial":
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(type(error)), output_folder(final, overwrite=True):
+        pass
+    assert (final / REPORT_NAME).read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_model_that_was_not_cleaned_is_not_overwritten(tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text("{}")
+    assert "holds no cleaned model" in refused(tmp_path / "bert", overwrite=True)
+
+
+def test_a_mount_point_is_refused():
+    assert "mount point" in refused(Path("/proc"), overwrite=True) or not Path("/proc").is_mount()

@@ -60,7 +60,7 @@ def test_round_trip(tmp_path):
     assert json.loads((tmp_path / "cleaning_report.json").read_text(encoding="utf-8")) == dataclasses.asdict(report)
 
 
-def test_keys_of_the_contract():
+def test_keys_are_the_documented_ones():
     expected = (
         "schema_version command suspect base tokenizer mixing purified_tokens data seeds before after benign_floor "
         "drift_by_layer ratio_search training probe card_metadata figures timings_s peak_memory_bytes versions"

@@ -154,7 +154,26 @@ def test_a_base_without_tokenizer_is_said(base, suspect, left):
 
 def test_a_suspect_without_tokenizer_takes_the_bases(base, suspect):
     (suspect / "tokenizer.json").unlink()
+    note = choose_tokenizer(suspect, base)[1]
+    assert note == {"source": "base", "differences": ["not compared: the suspect has no tokenizer.json"]}
+
+
+def test_a_list_of_words_is_compared_with_the_bases(base, suspect):
+    (suspect / "tokenizer.json").unlink()
+    words = sorted(make_tokenizer().get_vocab(), key=make_tokenizer().get_vocab().get)
+    (suspect / "vocab.txt").write_text("\n".join(words) + "\n")
     assert choose_tokenizer(suspect, base)[1] == {"source": "base", "differences": []}
+    (suspect / "vocab.txt").write_text("\n".join(words[::-1]) + "\n")
+    with pytest.raises(FineMixingError, match="not the base's vocabulary"):
+        choose_tokenizer(suspect, base)
+
+
+def test_special_tokens_are_known_by_name_whatever_else_is_set(suspect):
+    backend = Tokenizer.from_file(str(suspect / "tokenizer.json"))
+    backend.enable_padding()  # which alone tells the padding token
+    backend.save(str(suspect / "tokenizer.json"))
+    tokenizer, _ = choose_tokenizer(suspect, None)
+    assert {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} <= set(tokenizer.all_special_tokens)
 
 
 def test_no_tokenizer_at_all(base, suspect):

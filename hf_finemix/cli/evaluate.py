@@ -41,19 +41,22 @@ def main(argv: list[str]) -> int:
     tokenizer, _ = choose_tokenizer(source.folder, base)
     check_vocabulary(tokenizer, model)
     target = resolve_target_label(arguments, model.config.id2label)
-    rows, text_columns = load_test_data(arguments, {name: i for i, name in model.config.id2label.items()})
+    label2id = {name: i for i, name in model.config.id2label.items()}
+    rows, text_columns = load_test_data(arguments, label2id)
     max_length = max_tokens(arguments.max_length, tokenizer, model)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             output_dir=folder,
             per_device_eval_batch_size=arguments.per_device_eval_batch_size,
             use_cpu=arguments.use_cpu,
+            dataloader_pin_memory=False,
             disable_tqdm=not sys.stderr.isatty(),
         )
         trainer = Trainer(model=model, args=args, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
-        attacks = find_attacks(arguments, rows, tokenizer, text_columns, target, max_length)
-        result = measure(trainer, tokenize(rows, tokenizer, text_columns, max_length), attacks)
+        attacks = find_attacks(arguments, rows, tokenizer, text_columns, target, label2id, max_length)
+        result = {"model": source.id, "revision": source.revision}
+        result |= measure(trainer, tokenize(rows, tokenizer, text_columns, max_length), attacks)
     if rest.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0

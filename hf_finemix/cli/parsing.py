@@ -37,6 +37,7 @@ class CommandParser(HfArgumentParser):
 
     def parse(self, argv: list[str]) -> tuple[Any, ...]:
         """The dataclasses and a namespace of the rest. Every key of the recipe must be a flag."""
+        self._refuse_repeated_lists(argv)
         flags: list[str] = []
         for key, value in self._recipe(argv).items():
             name = key.replace("-", "_")
@@ -61,6 +62,13 @@ class CommandParser(HfArgumentParser):
         if unknown:
             self.error(f"unknown argument {unknown[0].split('=')[0]!r}")
         return tuple(parsed)
+
+    def _refuse_repeated_lists(self, argv: list[str]) -> None:
+        """argparse would take the last of `--trigger a --trigger b` and drop the others without a word."""
+        given = [self._option_string_actions.get(argument.partition("=")[0]) for argument in argv]
+        for action in {action for action in given if action is not None and action.nargs == "+"}:
+            if given.count(action) > 1:
+                self.error(f"{action.option_strings[0]} is given {given.count(action)} times: put all after one")
 
     def error(self, message: str):
         raise FineMixingError(f"{message.rstrip('.')}. See `{self.prog} --help`.")

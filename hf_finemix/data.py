@@ -68,8 +68,8 @@ class DataArguments(TestDataArguments):
     Which clean data to clean with, besides what [`TestDataArguments`] says.
 
     A test split that is missing or unlabelled is half of the eval rows. A missing eval split is 1,000 rows of the
-    train split that were not drawn, 2,000 where the test rows come from them too. Only the default ones may be missing: a
-    split that is named must be there.
+    train split that were not drawn, 2,000 where the test rows come from them too. Only the default ones may be
+    missing: a split that is named must be there.
 
     Parameters:
         train_split (`str`, *optional*, defaults to `"train"`):

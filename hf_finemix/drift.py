@@ -77,22 +77,31 @@ def measure_drift(
     drift, bad = {}, []
     for name, tensor in suspect.items():
         match = alignment.matches[name]
-        values = tensor.detach() if tensor.dim() else tensor.detach().view(1)
-        chunks = list(row_chunks(tuple(values.shape), CHUNK_ELEMENTS))
-        if match.rule != KEPT_BUFFER and not all(torch.isfinite(values[i:j]).all() for i, j, _ in chunks):
-            bad.append(f"{name} of the suspect")
-        if match.base_name is None:
+        if match.rule == KEPT_BUFFER:
             continue
-        drift[name] = TensorDrift()
-        for first, last, _ in row_chunks((match.rows, *values.shape[1:]), CHUNK_ELEMENTS):
-            s, b = values[first:last].double(), base.read(match.base_name, first, last)
-            rounded = b.to(s.device, dtypes[name]).double()
-            if not torch.isfinite(rounded).all():
-                why = f", which overflows in {dtypes[name]}" if torch.isfinite(b).all() else ""
+        values = tensor.detach() if tensor.dim() else tensor.detach().view(1)
+        total = TensorDrift()
+        for first, last, _ in row_chunks(tuple(values.shape), CHUNK_ELEMENTS):
+            # A sum of squares is finite in float64 if and only if all of the numbers are.
+            s = values[first:last].double().flatten()
+            if not math.isfinite(s.dot(s)):
+                bad.append(f"{name} of the suspect")
+                break
+            common = min(last, match.rows)
+            if common <= first:
+                continue
+            original = base.read(match.base_name, first, common)
+            b = original.to(s.device, dtypes[name]).double().flatten()
+            s = s[: b.numel()]
+            delta = s - b
+            part = TensorDrift(float(delta.dot(delta)), float(s.dot(s)), float(b.dot(b)), float(s.dot(b)))
+            if not math.isfinite(part.base):
+                why = f", which overflows in {dtypes[name]}" if torch.isfinite(original).all() else ""
                 bad.append(f"{match.base_name} of the base{why}")
                 break
-            sums = ((s - rounded).square(), s.square(), rounded.square(), s * rounded)
-            drift[name].add(TensorDrift(*(float(x.sum()) for x in sums)))
+            total.add(part)
+        if match.base_name is not None:
+            drift[name] = total
     if bad:
         listed = ", ".join(bad[:10]) + (", …" if len(bad) > 10 else "")
         raise AlignmentError(

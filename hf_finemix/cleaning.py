@@ -281,9 +281,10 @@ class _Job:
 
     def _round_to_disk(self, loss: float) -> None:
         """Round the weights to the dtype they are saved in, so that what is measured is what is saved."""
-        for name, parameter in self.model.named_parameters():
-            if not (math.isfinite(loss) and torch.isfinite(parameter).all()):
-                raise FineMixingError(f"fine-tuning went astray (loss {loss:g}, at {name}): lower learning_rate.")
+        broken = [name for name, tensor in self.model.named_parameters() if not torch.isfinite(tensor).all()]
+        if broken or not math.isfinite(loss):
+            what = broken[0] if broken else "the loss"
+            raise FineMixingError(f"fine-tuning went astray ({what} is not finite): lower learning_rate.")
         for name, tensor in named_tensors(self.model).tensors.items():
             tensor.data.copy_(tensor.data.to(self.dtypes[name]))
 

@@ -63,19 +63,15 @@ def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: 
             f"the {role} {str(name_or_path)!r} is neither a folder nor a Hub id like org/name: check it."
         )
 
-    from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+    from huggingface_hub import snapshot_download
 
     try:
-        # Offline, what is in the cache is taken: its folder is named by the commit.
-        offline = is_offline_mode()
-        commit = revision if offline else HfApi().model_info(str(name_or_path), revision=revision).sha
-        folder = snapshot_download(
-            str(name_or_path), revision=commit, allow_patterns=ALLOWED_FILES, local_files_only=offline
-        )
-        commit = Path(folder).name
+        # Resolves the revision to a commit once, fetches all files at it, and names the folder by it. Without the Hub
+        # it takes what is in the cache.
+        folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=ALLOWED_FILES))
     except Exception as error:
         raise hub_error(error, f"the {role} {name_or_path}") from error
-    return LocalModel(str(name_or_path), Path(folder), commit)
+    return LocalModel(str(name_or_path), folder, folder.name)
 
 
 def cached_folder(name_or_path: str) -> Path | None:

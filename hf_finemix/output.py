@@ -32,13 +32,13 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     final = final.resolve()  # "." has no name to put ".partial" behind
     if final.exists() and not final.is_dir():
         raise FineMixingError(f"the output {final} is a file: give a folder.")
+    if final.is_mount():
+        raise FineMixingError(f"the output folder {final} is a mount point, not to be replaced: give a folder in it.")
     if final.is_dir() and any(final.iterdir()):
         if not overwrite:
             raise FineMixingError(f"the output folder {final} is not empty: give another one, or --overwrite.")
         if not (final / REPORT_NAME).is_file():
             raise FineMixingError(f"the output folder {final} holds no cleaned model to overwrite: give another one.")
-    if final.is_mount():
-        raise FineMixingError(f"the output folder {final} is a mount point, not to be replaced: give a folder in it.")
     partial = final.with_name(final.name + ".partial")
     made = [folder for folder in partial.parents if not folder.exists()]
     try:
@@ -51,12 +51,7 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        with tempfile.TemporaryDirectory(
-            prefix=f".{final.name}-", dir=final.parent, ignore_cleanup_errors=True
-        ) as old:
-            if final.exists():
-                final.rename(Path(old) / final.name)
-            partial.rename(final)
+        _replace(final, partial)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made:

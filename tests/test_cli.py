@@ -378,7 +378,7 @@ def test_wrong_base(refused, tmp_path):
 def test_missing_base(refused, tmp_path):
     assert "give base_model (--base-model)" in refused(base_model=None)
     message = refused(base_model=tmp_path / "bsae")
-    assert message == f"the base {str(tmp_path / 'bsae')!r} is neither a folder nor a Hub id like org/name."
+    assert message == f"the base {str(tmp_path / 'bsae')!r} is neither a folder nor a Hub id like org/name: check it."
     message = refused(base_model="nobody/has-this-base")
     assert message.startswith("the base nobody/has-this-base is not a local folder, and the Hub cannot be reached")
 
@@ -580,7 +580,7 @@ def test_outputs_that_cannot_be(refused, work, suspect_folder, variant, capsys):
     (taken / "mine").touch()
     assert f"the output folder {taken} is not empty: give another one, or --overwrite" in refused(output_dir=taken)
     message = refused(output_dir=taken, overwrite=True)
-    assert "holds no model to overwrite" in message
+    assert "holds no cleaned model to overwrite" in message
     file = work / "file"
     file.touch()
     assert f"the output {file} is a file: give a folder" in refused(output_dir=file)

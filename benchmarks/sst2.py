@@ -3,6 +3,7 @@ Fine-mixing on the two backdoored SST-2 models of the shared folder, three seeds
 
     python benchmarks/sst2.py recipe [SUSPECT]  # learning rate and steps by clean eval accuracy, no trigger in sight
     python benchmarks/sst2.py table [SUSPECT]   # every row of the table; resumes where it was stopped
+    python benchmarks/sst2.py reference         # trains a clean model into runs/reference and measures its ASR
     python benchmarks/sst2.py report            # prints the tables of what has been run
 
 64 clean samples are drawn from SST-2's validation split, the rest of it (808 rows) serves for choosing, and the
@@ -114,7 +115,7 @@ def recipe(names: list[str]) -> None:
 
 
 def table(names: list[str]) -> None:
-    """All rows, with the recipe of `hf-finemix clean`."""
+    """All rows, with the recipe of `hf-finemix clean`, but in bf16 autocast and measured before rounding to fp16."""
     from hf_finemix.cleaning import MIN_STEPS, TRAINING_DEFAULTS
 
     # First what `auto` may not need, then the candidates from the smallest on.
@@ -123,10 +124,47 @@ def table(names: list[str]) -> None:
     for stage, seed, name in product(stages, SEEDS, names):
         subject = None
         for row, ratio, purify in [("suspect", None, False), *stage]:
-            key = {"suspect": name, "seed": seed, "row": row, "ratio": ratio}
+            learning_rate = TRAINING_DEFAULTS["learning_rate"]
+            key = {"suspect": name, "seed": seed, "row": row, "ratio": ratio, "lr": learning_rate, "steps": MIN_STEPS}
             if key not in done("table"):
                 subject = subject or Subject(name, seed)
-                keep("table", key, subject.run(ratio, purify, TRAINING_DEFAULTS["learning_rate"], MIN_STEPS, True))
+                keep("table", key, subject.run(ratio, purify, learning_rate, MIN_STEPS, True))
+
+
+def reference() -> None:
+    """A clean model of the suspects' kind (2 epochs of the train split, lr 1e-4, batches of 32): the benign floor."""
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
+
+    from hf_finemix.data import tokenize
+    from hf_finemix.evaluation import measure
+
+    subjects = [Subject(name, 0) for name in TRIGGERS]
+    names = {i: name for name, i in LABELS.items()}
+    model = AutoModelForSequenceClassification.from_pretrained(subjects[0].base, id2label=names, label2id=LABELS)
+    rows = Dataset.from_csv(str(SHARED / "data" / "sst2" / "train.csv"))
+    args = TrainingArguments(
+        output_dir=str(RUNS / "reference-checkpoints"),
+        learning_rate=1e-4,
+        num_train_epochs=2,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=64,
+        save_strategy="no",
+        use_cpu=True,
+        bf16=True,
+        disable_tqdm=True,
+    )
+    tokenizer = subjects[0].tokenizer
+    encoded = tokenize(rows, tokenizer, ["sentence"], None)
+    trainer = Trainer(model, args, train_dataset=encoded, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    for subject in subjects:
+        measured = measure(trainer, subject.test, subject.attacks)
+        result = {"eval_accuracy": None, "accuracy": measured["accuracy"], "asr": measured["triggers"][0]["asr"]}
+        keep("reference", {"suspect": subject.name}, result)
+    model.save_pretrained(RUNS / "reference")
+    tokenizer.save_pretrained(RUNS / "reference")
 
 
 def report() -> None:
@@ -148,6 +186,8 @@ def report() -> None:
         label = row + (f", ρ = {ratio:g}" if row.startswith("Fine-mixing") else "")
         cells = [[r for r in runs if (r["suspect"], r["row"], r["ratio"]) == (name, row, ratio)] for name in names]
         print(f"| {label} | " + " | ".join(map(cell, cells)) + " |")
+    floors = [[run for run in read("reference") if run["suspect"] == name] for name in names]
+    print("| benign floor (a clean model) | " + " | ".join(map(cell, floors)) + " |")
     for drop in (0.02, 0.05):
         chosen = [[choose(runs, name, seed, drop) for seed in SEEDS] for name in names]
         picks = [", ".join(f"{r['ratio']:g}" for r in part if r) for part in chosen]
@@ -198,7 +238,7 @@ def keep(file: str, key: dict, result: dict) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] in (["recipe"], ["table"]):
         (recipe if sys.argv[1] == "recipe" else table)(sys.argv[2:] or list(TRIGGERS))
-    elif sys.argv[1:] == ["report"]:
-        report()
+    elif sys.argv[1:] in (["reference"], ["report"]):
+        (reference if sys.argv[1] == "reference" else report)()
     else:
         sys.exit(__doc__)

@@ -12,8 +12,9 @@ from .alignment import KEPT_BUFFER, Alignment
 from .checkpoint import Checkpoint, row_chunks
 from .errors import AlignmentError
 
-__all__ = ["TensorDrift", "check_related", "drift_by_layer", "measure_drift"]
+__all__ = ["CHUNK_ELEMENTS", "TensorDrift", "check_related", "drift_by_layer", "measure_drift"]
 
+# Scalars worked on at a time, here and in mixing: a few MB of temporaries, whatever the size of the tensor.
 CHUNK_ELEMENTS = 1 << 20
 # Cosine of a weight matrix of the suspect and the base's. Fine-tuning leaves it above 0.9 (0.999 for the usual small
 # learning rates), unrelated weights have about 0: half way is far from both.

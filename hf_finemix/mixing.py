@@ -20,14 +20,11 @@ from .alignment import (
 )
 from .checkpoint import Checkpoint, TensorInfo, row_chunks
 from .config import FineMixingConfig
-from .drift import TensorDrift, check_related, measure_drift
+from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
 from .errors import FineMixingError
 from .purification import purification_scores, row_drift, rows_to_purify
 
 __all__ = ["MixingRecord", "Pair", "compare_with_base", "keep_mask", "mix_model", "mix_rows"]
-
-# Scalars worked on at a time: a few MB of temporaries, whatever the size of the tensor.
-CHUNK_ELEMENTS = 1 << 20
 
 
 def keep_mask(name: str, start: int, stop: int, *, ratio: float, seed: int, version: int = 1) -> np.ndarray:

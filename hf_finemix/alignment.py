@@ -1,6 +1,6 @@
 """Which tensor of the suspect goes with which tensor of the base, by a named rule for every one of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -10,9 +10,10 @@ from torch import nn
 from .checkpoint import TensorInfo
 from .errors import AlignmentError
 
-__all__ = ["Alignment", "Match", "NamedTensors", "align", "canonical_name", "checkpoint_renaming", "named_tensors"]
+__all__ = ["Alignment", "Match", "NamedTensors", "align", "canonical_name", "named_tensors"]
 
 MIXED = "mixed"
+MIXED_CONVERTED = "mixed: merged or split on loading"
 MIXED_COMMON_ROWS = "mixed: common rows of a grown vocabulary, new rows kept"
 KEPT_HEAD = "kept: not in the base (head)"
 REINITIALISED_HEAD = "reinitialised: not in the base (head)"
@@ -29,7 +30,8 @@ class Match:
 
     Attributes:
         rule (`str`): One of the rules named in this module.
-        base_name (`str`, *optional*): Its counterpart's name on disk, where it is mixed.
+        base_name (`str`, *optional*): Where it is mixed, its counterpart's canonical name: its own, or that of a
+            weight tied to it.
         rows (`int`): How many leading rows are mixed: all, but for a grown vocabulary.
     """
 
@@ -40,10 +42,9 @@ class Match:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Every tensor of the suspect by canonical name, and the tensors of the base that nothing goes with."""
+    """Every tensor of the suspect by canonical name."""
 
     matches: dict[str, Match]
-    ignored_base_tensors: list[str]
 
     def mixed(self) -> dict[str, Match]:
         """Those that take weights from the base."""
@@ -77,34 +78,6 @@ class NamedTensors:
 def canonical_name(name: str, prefix: str) -> str:
     """The name without the model's `base_model_prefix + "."`, where it has one."""
     return name.removeprefix(prefix + ".") if prefix else name
-
-
-def checkpoint_renaming(model: nn.Module) -> Callable[[str], str]:
-    """
-    The function that turns a name on disk into a canonical name: transformers' own renamings for this model (old
-    checkpoints say `LayerNorm.gamma`), then without the prefix.
-
-    The function raises an [`AlignmentError`] for tensors that transformers merges or splits when it loads them.
-    """
-    prefix = getattr(model, "base_model_prefix", "")
-    if not hasattr(model, "config"):
-        return lambda name: canonical_name(name, prefix)
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
-
-    transforms = get_model_conversion_mapping(model)
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
-
-    def rename(name: str) -> str:
-        renamed, converted = rename_source_key(name, renamings, converters)
-        if converted is not None:
-            raise AlignmentError(
-                f"{name} of the base is merged or split when {type(model).__name__} is loaded: not supported yet."
-            )
-        return canonical_name(renamed, prefix)
-
-    return rename
 
 
 def named_tensors(model: nn.Module) -> NamedTensors:
@@ -147,7 +120,7 @@ def align(
     suspect: Mapping[str, TensorInfo],
     base: Mapping[str, TensorInfo],
     *,
-    rename: Callable[[str], str] = lambda name: name,
+    converted: Collection[str] = (),
     buffers: set[str] = frozenset(),
     embedding: str | None = None,
     aliases: Mapping[str, list[str]] | None = None,
@@ -158,8 +131,8 @@ def align(
 
     Args:
         suspect (`Mapping[str, TensorInfo]`): The suspect's tensors by canonical name.
-        base (`Mapping[str, TensorInfo]`): The base's tensors by name on disk.
-        rename (`Callable`, *optional*): Name on disk → canonical name, for the base.
+        base (`Mapping[str, TensorInfo]`): The base's tensors by canonical name.
+        converted (`Collection[str]`, *optional*): Which of the base's are merged or split on loading.
         buffers (`set[str]`, *optional*): Tensors of the suspect that are no parameters; they stay as they are.
         embedding (`str`, *optional*): The suspect's input embedding, to recognise a grown vocabulary.
         aliases (`Mapping[str, list[str]]`, *optional*): Other names of tied tensors.
@@ -172,16 +145,9 @@ def align(
         [`AlignmentError`]: A shape or a kind of number that differs, or fewer than half of the suspect's scalar
             parameters found in the base. The message names at most ten tensors and the likely cause.
     """
-    on_disk: dict[str, str] = {}
-    for name in base:
-        canonical = rename(name)
-        if canonical in on_disk:
-            raise AlignmentError(f"the base has {on_disk[canonical]} and {name}, both of them {canonical}.")
-        on_disk[canonical] = name
 
     def counterpart(name: str) -> str | None:
-        names = [name, *(aliases or {}).get(name, [])]
-        return next((on_disk[n] for n in names if n in on_disk), None)
+        return next((n for n in [name, *(aliases or {}).get(name, [])] if n in base), None)
 
     grown = None
     if embedding is not None and counterpart(embedding) is not None:
@@ -198,7 +164,8 @@ def align(
         elif not {info.dtype, base[base_name].dtype} <= MIXABLE_DTYPES:
             refused.append(f"{name}: {info.dtype} and {base[base_name].dtype} cannot be mixed")
         elif info.shape == base[base_name].shape:
-            matches[name] = Match(MIXED, base_name, info.shape[0] if info.shape else 1)
+            rule = MIXED_CONVERTED if base_name in converted else MIXED
+            matches[name] = Match(rule, base_name, info.shape[0] if info.shape else 1)
         elif _is_grown(info.shape, base[base_name].shape, grown):
             matches[name] = Match(MIXED_COMMON_ROWS, base_name, base[base_name].shape[0])
         else:
@@ -210,8 +177,7 @@ def align(
             "probably the wrong base, give the model that the suspect was fine-tuned from."
         )
     _check_coverage(suspect, matches)
-    used = {match.base_name for match in matches.values()}
-    return Alignment(matches, sorted(name for name in base if name not in used))
+    return Alignment(matches)
 
 
 def _check_coverage(suspect: Mapping[str, TensorInfo], matches: Mapping[str, Match]) -> None:

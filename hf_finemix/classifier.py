@@ -11,7 +11,7 @@ from .checkpoint import Checkpoint
 from .errors import FineMixingError
 from .hub import LocalModel
 
-__all__ = ["check_vocabulary", "load_classifier", "max_tokens"]
+__all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "max_tokens"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,26 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
             f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another model's "
             "tokenizer, give the right tokenizer.json."
         )
+
+
+def agree_on_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """
+    Make the tokenizer pad with the token that the model takes for padding.
+
+    Decoders (GPT-2, Llama, …) find the last token of a text by it, and their tokenizers often have none: then the end
+    of a text serves, as is usual.
+
+    Raises:
+        [`FineMixingError`]: Neither of them has such a token.
+    """
+    config, size = model.config, len(tokenizer)
+    ids = (getattr(config, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    chosen = next((i for i in ids if isinstance(i, int) and 0 <= i < size), None)
+    if chosen is None:
+        raise FineMixingError("neither model nor tokenizer has a padding token: set pad_token_id in config.json.")
+    if tokenizer.pad_token_id != chosen:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
+    config.pad_token_id = chosen
 
 
 def max_tokens(limit: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int | None:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from .alignment import NamedTensors, checkpoint_renaming, named_tensors
+from .alignment import NamedTensors, named_tensors
 from .checkpoint import Checkpoint
-from .classifier import check_vocabulary, load_classifier, max_tokens
+from .classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
 from .config import FineMixingConfig
+from .conversion import LoadedLayout
 from .data import CleanData, DataArguments, load_clean_data, tokenize
 from .drift import TensorDrift, drift_by_layer
 from .errors import DataError, FineMixingError
@@ -161,6 +162,7 @@ class _Job:
             self.drift_before = drift_by_layer(pair.drift)
             self.tokenizer, self.tokenizer_note = choose_tokenizer(suspect.folder, self.base.folder)
             check_vocabulary(self.tokenizer, self.model)
+            agree_on_padding(self.tokenizer, self.model)
             self.max_length = max_tokens(arguments.max_length, self.tokenizer, self.model)
             label2id = {name: i for i, name in self.model.config.id2label.items()}
             self.ignored = _ignored_tensors(self.model, suspect, pair.suspect)
@@ -331,6 +333,6 @@ def _check_base_is_pretrained(base: LocalModel, drifts: Iterable[TensorDrift]) -
 
 def _ignored_tensors(model: PreTrainedModel, suspect: LocalModel, named: NamedTensors) -> list[str]:
     """Tensors on disk that the suspect's class has no place for."""
-    rename = checkpoint_renaming(model)
     known = set(named.tensors).union(*named.aliases.values())
-    return sorted(name for name in Checkpoint(suspect.folder).tensors if rename(name) not in known)
+    sources = LoadedLayout(Checkpoint(suspect.folder), model).sources
+    return sorted({source for name, names in sources.items() if name not in known for source in names})

@@ -9,7 +9,8 @@ from statistics import median
 import torch
 
 from .alignment import KEPT_BUFFER, Alignment
-from .checkpoint import Checkpoint, row_chunks
+from .checkpoint import row_chunks
+from .conversion import LoadedLayout
 from .errors import AlignmentError
 
 __all__ = ["CHUNK_ELEMENTS", "TensorDrift", "check_related", "drift_by_layer", "measure_drift"]
@@ -55,7 +56,7 @@ class TensorDrift:
 
 def measure_drift(
     suspect: Mapping[str, torch.Tensor],
-    base: Checkpoint,
+    base: LoadedLayout,
     alignment: Alignment,
     dtypes: Mapping[str, torch.dtype],
 ) -> dict[str, TensorDrift]:
@@ -64,7 +65,7 @@ def measure_drift(
 
     Args:
         suspect (`Mapping[str, torch.Tensor]`): The suspect's tensors by canonical name.
-        base ([`Checkpoint`]): The base.
+        base ([`LoadedLayout`]): The base, as it would be in the suspect's memory.
         alignment ([`Alignment`]): What goes with what.
         dtypes (`Mapping[str, torch.dtype]`): The dtype that base values are rounded to, by canonical name.
 

@@ -15,11 +15,11 @@ from .alignment import (
     Match,
     NamedTensors,
     align,
-    checkpoint_renaming,
     named_tensors,
 )
 from .checkpoint import Checkpoint, TensorInfo, row_chunks
 from .config import FineMixingConfig
+from .conversion import LoadedLayout
 from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
 from .errors import FineMixingError
 from .purification import purification_scores, row_drift, rows_to_purify
@@ -116,7 +116,9 @@ class MixingRecord:
         mixing_seed (`int`): Seed of the mask.
         tensors (`dict[str, dict]`): By canonical name: `rule`, `kept_fraction` (of the suspect's elements, 0 to 1) and
             `sha256` of the mix before tuning, in the suspect's dtype, little-endian and row-major.
-        ignored_base_tensors (`list[str]`): Tensors of the base that nothing goes with.
+        ignored_base_tensors (`list[str]`): Tensors of the base, by name on disk, that nothing goes with.
+        converted_base_tensors (`dict[str, list[str]]`): Canonical name → the tensors on disk that transformers merges
+            or splits on loading.
         purified_tokens (`list[dict]`): `id`, `delta` (‖δ_i‖₂), `frequency` (f_i) and `score`, largest score first.
         added_token_ids (`list[int]`): Rows that the base's vocabulary does not have: kept, and not scored.
         drift (`dict[str, TensorDrift]`): How far each mixed tensor of the suspect was from the base.
@@ -126,6 +128,7 @@ class MixingRecord:
     mixing_seed: int
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     ignored_base_tensors: list[str] = field(default_factory=list)
+    converted_base_tensors: dict[str, list[str]] = field(default_factory=dict)
     purified_tokens: list[dict[str, Any]] = field(default_factory=list)
     added_token_ids: list[int] = field(default_factory=list)
     drift: dict[str, TensorDrift] = field(default_factory=dict)
@@ -133,9 +136,10 @@ class MixingRecord:
 
 @dataclass
 class Pair:
-    """A model beside its base: the model's tensors, their dtypes on disk, what goes with what, and how far apart."""
+    """A model beside its base: the tensors of both, the model's dtypes on disk, what goes with what, how far apart."""
 
     suspect: NamedTensors
+    base: LoadedLayout
     dtypes: dict[str, torch.dtype]
     alignment: Alignment
     drift: dict[str, TensorDrift]
@@ -143,6 +147,19 @@ class Pair:
     def check_related(self) -> None:
         """Raise an [`AlignmentError`] where the weight matrices of the two have nothing to do with each other."""
         check_related(self.drift, {name for name, tensor in self.suspect.tensors.items() if tensor.dim() > 1})
+
+    def ignored_base_tensors(self) -> list[str]:
+        """Tensors of the base, by name on disk, that nothing goes with."""
+        used = {source for match in self.alignment.mixed().values() for source in self.base.sources[match.base_name]}
+        return sorted({name for names in self.base.sources.values() for name in names} - used)
+
+    def converted_base_tensors(self) -> dict[str, list[str]]:
+        """Which tensors on disk are merged or split into those that are mixed, by canonical name."""
+        return {
+            name: self.base.sources[match.base_name]
+            for name, match in self.alignment.mixed().items()
+            if match.base_name in self.base.converted
+        }
 
 
 @torch.no_grad()
@@ -156,17 +173,21 @@ def compare_with_base(
         [`AlignmentError`]: As for [`mix_model`], but for unrelated weights.
     """
     suspect = named_tensors(model)
-    stored = {name: _stored_dtype(tensor, (dtypes or {}).get(name)) for name, tensor in suspect.tensors.items()}
+    layout = LoadedLayout(base, model)
+    stored = {}
+    for name, tensor in suspect.tensors.items():
+        on_disk = [dtypes[n] for n in (name, *suspect.aliases[name]) if n in dtypes] if dtypes else []
+        stored[name] = _stored_dtype(tensor, on_disk[0] if on_disk else None)
     alignment = align(
         {name: TensorInfo(tuple(tensor.shape), stored[name]) for name, tensor in suspect.tensors.items()},
-        base.tensors,
-        rename=checkpoint_renaming(model),
+        layout.tensors,
+        converted=layout.converted,
         buffers=suspect.buffers,
         embedding=suspect.embedding,
         aliases=suspect.aliases,
         head=head,
     )
-    return Pair(suspect, stored, alignment, measure_drift(suspect.tensors, base, alignment, stored))
+    return Pair(suspect, layout, stored, alignment, measure_drift(suspect.tensors, layout, alignment, stored))
 
 
 def _stored_dtype(tensor: torch.Tensor, on_disk: torch.dtype | None) -> torch.dtype:
@@ -195,7 +216,8 @@ def mix_model(
     special_token_ids: Collection[int] = (),
 ) -> MixingRecord:
     """
-    Purify and mix a model in place. The base is read slice by slice: the extra memory is a few MB.
+    Purify and mix a model in place. The base is read slice by slice: the extra memory is a few MB, or one tensor of
+    what transformers merges or splits on loading.
 
     Nothing is changed before both sides have been checked in full.
 
@@ -224,20 +246,24 @@ def mix_model(
     pair.check_related()
     suspect, stored, alignment = pair.suspect, pair.dtypes, pair.alignment
     record = MixingRecord(
-        ratio, config.mixing_seed, ignored_base_tensors=alignment.ignored_base_tensors, drift=pair.drift
+        ratio,
+        config.mixing_seed,
+        ignored_base_tensors=pair.ignored_base_tensors(),
+        converted_base_tensors=pair.converted_base_tensors(),
+        drift=pair.drift,
     )
     purified = np.array([], dtype=int)
     embedding = alignment.mixed().get(suspect.embedding)
     if config.purify_embeddings and token_frequencies is not None and embedding is not None:
         dtype = stored[suspect.embedding]
-        purified = _purify(suspect, base, embedding, config, dtype, token_frequencies, special_token_ids, record)
+        purified = _purify(suspect, pair.base, embedding, config, dtype, token_frequencies, special_token_ids, record)
     if config.head == "reinit":
         _reinitialise(model, {suspect.module_names[name] for name in alignment.heads()}, config.mixing_seed)
     nothing = np.array([], dtype=int)
     for name, match in alignment.matches.items():
         record.tensors[name] = _mix_tensor(
             suspect.tensors[name],
-            base,
+            pair.base,
             name,
             match,
             stored[name],
@@ -250,7 +276,7 @@ def mix_model(
 
 def _purify(
     suspect: NamedTensors,
-    base: Checkpoint,
+    base: LoadedLayout,
     match: Match,
     config: FineMixingConfig,
     dtype: torch.dtype,
@@ -280,7 +306,7 @@ def _purify(
 
 def _mix_tensor(
     tensor: torch.Tensor,
-    base: Checkpoint,
+    base: LoadedLayout,
     name: str,
     match: Match,
     dtype: torch.dtype,

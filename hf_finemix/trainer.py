@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, enable_full_determinism, set_seed
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from .alignment import checkpoint_renaming
 from .checkpoint import Checkpoint
 from .config import CONFIG_NAME, FineMixingConfig
+from .conversion import LoadedLayout
 from .errors import FineMixingError
 from .frequency import token_frequencies
 from .hub import LocalModel, cached_folder, fetch_model
@@ -243,6 +243,13 @@ class FineMixingTrainer(Trainer):
             ", ".join(kept),
             len(self.mixing_record.purified_tokens),
         )
+        if converted := self.mixing_record.converted_base_tensors:
+            logger.info(
+                "What is %d tensors of the base on disk is %d in memory (%s, …): merged or split as on loading.",
+                len({source for sources in converted.values() for source in sources}),
+                len(converted),
+                next(iter(converted)),
+            )
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """The user's tokenizer, or else the base's: E-PUR needs to know which token a row stands for."""
@@ -308,8 +315,7 @@ def dtypes_on_disk(model: nn.Module) -> dict[str, torch.dtype] | None:
     if folder is None:
         return None
     try:
-        tensors = Checkpoint(folder).tensors
+        tensors = LoadedLayout(Checkpoint(folder), model).tensors
     except FineMixingError:  # a model without readable safetensors is mixed in the dtype it has in memory
         return None
-    rename = checkpoint_renaming(model)
-    return {rename(name): info.dtype for name, info in tensors.items()}
+    return {name: info.dtype for name, info in tensors.items()}

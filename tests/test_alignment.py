@@ -5,14 +5,16 @@ from torch import nn
 from transformers import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
 
 from hf_finemix import AlignmentError
-from hf_finemix.alignment import align, canonical_name, checkpoint_renaming, named_tensors
+from hf_finemix.alignment import align, canonical_name, named_tensors
 from hf_finemix.checkpoint import TensorInfo
 
 F32 = torch.float32
 
 
 def infos(model):
-    return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    """Tensors by canonical name, those that are tied by each of their names."""
+    tensors = model.state_dict().items()
+    return {canonical_name(name, "bert"): TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors}
 
 
 def align_models(suspect, base, head="keep"):
@@ -20,7 +22,6 @@ def align_models(suspect, base, head="keep"):
     return align(
         {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in named.tensors.items()},
         infos(base),
-        rename=checkpoint_renaming(suspect),
         buffers=named.buffers,
         embedding=named.embedding,
         aliases=named.aliases,
@@ -44,46 +45,29 @@ def test_a_classifier_on_any_base(base_class):
         heads += ["pooler.dense.bias", "pooler.dense.weight"]
     assert sorted(alignment.heads()) == heads
     for name, match in alignment.mixed().items():
-        assert canonical_name(match.base_name, "bert") == name
-    assert all("cls." in name for name in alignment.ignored_base_tensors)
+        assert match.base_name == name
     assert len(alignment.matches) == len(named_tensors(suspect).tensors)
 
 
-def test_every_tensor_has_a_rule_and_every_base_tensor_a_use():
+def test_every_tensor_has_a_rule():
     suspect, base = BertForSequenceClassification(make_config()), BertForPreTraining(make_config())
     alignment = align_models(suspect, base, head="reinit")
     assert set(alignment.matches) == set(named_tensors(suspect).tensors)
-    used = {match.base_name for match in alignment.mixed().values()}
-    assert used.isdisjoint(alignment.ignored_base_tensors)
-    assert used | set(alignment.ignored_base_tensors) == set(base.state_dict())
     assert {alignment.matches[name].rule.split(":")[0] for name in alignment.heads()} == {"reinitialised"}
-
-
-def test_legacy_names():
-    rename = checkpoint_renaming(BertForSequenceClassification(make_config()))
-    assert rename("bert.embeddings.LayerNorm.gamma") == "embeddings.LayerNorm.weight"
-    assert rename("encoder.layer.0.output.LayerNorm.beta") == "encoder.layer.0.output.LayerNorm.bias"
 
 
 def test_a_base_that_keeps_the_tied_embedding_under_its_other_name():
     suspect = BertForMaskedLM(make_config())
     base = infos(suspect)
-    del base["bert.embeddings.word_embeddings.weight"]
+    del base["embeddings.word_embeddings.weight"]
     named = named_tensors(suspect)
     alignment = align(
         {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in named.tensors.items()},
         base,
-        rename=checkpoint_renaming(suspect),
         embedding=named.embedding,
         aliases=named.aliases,
     )
     assert alignment.matches["embeddings.word_embeddings.weight"].base_name == "cls.predictions.decoder.weight"
-
-
-def test_same_tensor_twice_in_the_base():
-    base = {"bert.x": TensorInfo((2,), F32), "x": TensorInfo((2,), F32)}
-    with pytest.raises(AlignmentError, match="both of them x"):
-        align({"x": TensorInfo((2,), F32)}, base, rename=lambda name: canonical_name(name, "bert"))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])

@@ -14,7 +14,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from hf_finemix.classifier import check_vocabulary, load_classifier, max_tokens
+from hf_finemix.classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
 from hf_finemix.errors import FineMixingError
 from hf_finemix.hub import LocalModel
 
@@ -116,3 +116,27 @@ def test_dtypes_that_float32_cannot_train_without_loss(suspect_folder, tmp_path,
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(FineMixingError, match=f"pooler.dense.weight is in {dtype}"):
         load_classifier(LocalModel("suspect", folder))
+
+
+def test_padding_is_what_the_model_takes_for_it():
+    model = BertForSequenceClassification(make_config())
+    for of_model, of_tokenizer, end, expected in [
+        (0, "[PAD]", None, 0),
+        (3, "[PAD]", None, 3),  # the model was trained so, and finds the end of a text by it
+        (3, None, None, 3),
+        (None, "[MASK]", None, 4),
+        (None, None, "[SEP]", 3),  # as for GPT-2
+        (-1, None, "[SEP]", 3),  # Llama's way of saying none
+        (10**6, "[PAD]", None, 0),
+    ]:
+        tokenizer = make_tokenizer()
+        model.config.pad_token_id, tokenizer.pad_token, tokenizer.eos_token = of_model, of_tokenizer, end
+        agree_on_padding(tokenizer, model)
+        assert (model.config.pad_token_id, tokenizer.pad_token_id) == (expected, expected)
+
+
+def test_a_model_without_any_padding():
+    model, tokenizer = BertForSequenceClassification(make_config()), make_tokenizer()
+    model.config.pad_token_id = tokenizer.pad_token = tokenizer.eos_token = None
+    with pytest.raises(FineMixingError, match="neither model nor tokenizer has a padding token"):
+        agree_on_padding(tokenizer, model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from ..classifier import check_vocabulary, load_classifier, max_tokens
+from ..classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
 from ..data import TestDataArguments, load_test_data, tokenize
 from ..evaluation import MeasureArguments, find_attacks, measure, resolve_target_label
 from ..hub import fetch_model
@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     model = load_classifier(source)
     tokenizer, _ = choose_tokenizer(source.folder, base)
     check_vocabulary(tokenizer, model)
+    agree_on_padding(tokenizer, model)
     target = resolve_target_label(arguments, model.config.id2label)
     label2id = {name: i for i, name in model.config.id2label.items()}
     rows, text_columns = load_test_data(arguments, label2id)

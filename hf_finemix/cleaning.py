@@ -22,14 +22,15 @@ from .conversion import LoadedLayout
 from .data import CleanData, DataArguments, load_clean_data, tokenize
 from .drift import TensorDrift, drift_by_layer
 from .errors import DataError, FineMixingError
-from .evaluation import MeasureArguments, find_attacks, measure, resolve_target_label
+from .evaluation import AttackObserver, MeasureArguments, find_attacks, measure, resolve_target_label
+from .figures import draw_figures
 from .hub import LocalModel, fetch_model
-from .mixing import compare_with_base
+from .mixing import MixingRecord, compare_with_base
 from .model_card import card_metadata, render_card
 from .output import check_free_space, output_folder
 from .provenance import described, peak_memory, versions
-from .report import CleaningReport, draw_figures
-from .tokenizer import choose_tokenizer
+from .report import CleaningReport
+from .tokenizer import choose_tokenizer, token_ids_within_text
 from .trainer import FineMixingTrainer, dtypes_on_disk
 
 __all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "clean"]
@@ -218,6 +219,9 @@ class _Job:
         with self.timed("measure_before"):
             before = measure(trainer, test, self.attacks)
             floor = self._benign_floor(trainer, test)
+        observer = AttackObserver(trainer, test, self.attacks)
+        if self.config.reserve_ratio == "auto":
+            trainer.add_callback(observer)
         with self.timed("clean"):
             output = trainer.train()
             self._round_to_disk(output.training_loss)
@@ -230,6 +234,9 @@ class _Job:
         tokens = self.tokenizer.convert_ids_to_tokens
         rows = self.data.description["rows"]
         chosen = asdict(search) if search else None
+        # (The chosen ρ may have been trained once more, last of all.)
+        for trial, triggers in zip(chosen["trials"] if chosen else (), observer.measured, strict=False):
+            trial["triggers"] = triggers
         names = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "warmup_steps", "max_steps")
         names += ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
         return CleaningReport(
@@ -241,6 +248,7 @@ class _Job:
                 "reserve_ratio": record.reserve_ratio,
                 "tensors": record.tensors,
                 "ignored_base_tensors": record.ignored_base_tensors,
+                "converted_base_tensors": record.converted_base_tensors,
                 "ignored_suspect_tensors": self.ignored,
                 "added_tokens": [{"token": tokens(i), "id": i} for i in record.added_token_ids],
             },
@@ -255,6 +263,7 @@ class _Job:
             after=after,
             benign_floor=floor,
             drift_by_layer={"before": self.drift_before, "after": drift_after},
+            embedding_drift=self._embedding_drift(record),
             ratio_search=chosen,
             training={
                 "steps": output.global_step,
@@ -280,6 +289,25 @@ class _Job:
         report.figures = draw_figures(report, folder)
         report.save(folder)
         (folder / "README.md").write_text(render_card(report), encoding="utf-8")
+
+    def _embedding_drift(self, record: MixingRecord) -> dict[str, Any] | None:
+        """What E-PUR saw: the crowd, and in it the tokens of the triggers that are measured."""
+        drift = record.token_drift
+        if drift is None:
+            return None
+        ids = [i for text in self.arguments.triggers or [] for i in token_ids_within_text(self.tokenizer, text)]
+        purified = {entry["id"] for entry in record.purified_tokens}
+        tokens = [
+            {
+                "token": self.tokenizer.convert_ids_to_tokens(i),
+                **drift.describe(i),
+                "rank": drift.rank(i),
+                "purified": i in purified,
+            }
+            for i in dict.fromkeys(ids)
+            if i < len(drift.score) and i not in drift.exempt
+        ]
+        return {**drift.histogram(), "trigger_tokens": tokens}
 
     def _round_to_disk(self, loss: float) -> None:
         """Round the weights to the dtype they are saved in, so that what is measured is what is saved."""

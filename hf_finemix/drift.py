@@ -129,9 +129,9 @@ def check_related(drift: Mapping[str, TensorDrift], matrices: Collection[str]) -
         )
 
 
-def drift_by_layer(drift: Mapping[str, TensorDrift]) -> dict[str, float]:
+def drift_by_layer(drift: Mapping[str, TensorDrift]) -> dict[str, float | None]:
     """
-    ‖s - b‖₂ / ‖b‖₂ of all tensors of a layer together.
+    ‖s - b‖₂ / ‖b‖₂ of all tensors of a layer together; `None` where the base is all zeros.
 
     The layer is the canonical name up to its first number (`encoder.layer.3`), else its first part (`embeddings`).
     """
@@ -139,4 +139,4 @@ def drift_by_layer(drift: Mapping[str, TensorDrift]) -> dict[str, float]:
     for name, value in drift.items():
         numbered = re.match(r".*?\.\d+(?=\.)", name)
         layers.setdefault(numbered[0] if numbered else name.split(".")[0], TensorDrift()).add(value)
-    return {layer: value.relative for layer, value in layers.items()}
+    return {layer: value.relative if math.isfinite(value.relative) else None for layer, value in layers.items()}

@@ -2,20 +2,20 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from .data import class_ids, tokenize
 from .errors import DataError, FineMixingError
 from .metrics import Accuracy, AttackSuccessRate, MacroF1
 from .triggers import Trigger, insert_trigger, non_target_rows, read_triggered
 
-__all__ = ["Attack", "MeasureArguments", "find_attacks", "measure", "resolve_target_label"]
+__all__ = ["Attack", "AttackObserver", "MeasureArguments", "find_attacks", "measure", "resolve_target_label"]
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +175,24 @@ def measure(trainer: Trainer, test: Dataset, attacks: Sequence[Attack]) -> dict[
             }
         )
     return result
+
+
+class AttackObserver(TrainerCallback):
+    """
+    Measures attack success at the end of each training, to be told beside the accuracy and never to choose by.
+
+    Attributes:
+        measured (`list[list[dict]]`): For each training `triggers` as [`measure`] gives them, with one draw of places.
+    """
+
+    def __init__(self, trainer: Trainer, test: Dataset, attacks: Sequence[Attack]):
+        self.measured: list[list[dict[str, Any]]] = []
+        self._trainer, self._test = trainer, test
+        self._attacks = [replace(attack, repeats=attack.repeats[:1]) for attack in attacks]
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """The trainer's model is the one that was just trained."""
+        self.measured.append(measure(self._trainer, self._test, self._attacks)["triggers"])
 
 
 def predict_classes(trainer: Trainer, dataset: Dataset) -> list[int]:

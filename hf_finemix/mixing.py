@@ -22,7 +22,7 @@ from .config import FineMixingConfig
 from .conversion import LoadedLayout
 from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
 from .errors import FineMixingError
-from .purification import purification_scores, row_drift, rows_to_purify
+from .purification import TokenDrift, purification_scores, row_drift, rows_to_purify
 
 __all__ = ["MixingRecord", "Pair", "compare_with_base", "keep_mask", "mix_model", "mix_rows"]
 
@@ -120,6 +120,7 @@ class MixingRecord:
         converted_base_tensors (`dict[str, list[str]]`): Canonical name → the tensors on disk that transformers merges
             or splits on loading.
         purified_tokens (`list[dict]`): `id`, `delta` (‖δ_i‖₂), `frequency` (f_i) and `score`, largest score first.
+        token_drift (`TokenDrift`, *optional*): What E-PUR measured of every token.
         added_token_ids (`list[int]`): Rows that the base's vocabulary does not have: kept, and not scored.
         drift (`dict[str, TensorDrift]`): How far each mixed tensor of the suspect was from the base.
     """
@@ -130,6 +131,7 @@ class MixingRecord:
     ignored_base_tensors: list[str] = field(default_factory=list)
     converted_base_tensors: dict[str, list[str]] = field(default_factory=dict)
     purified_tokens: list[dict[str, Any]] = field(default_factory=list)
+    token_drift: TokenDrift | None = None
     added_token_ids: list[int] = field(default_factory=list)
     drift: dict[str, TensorDrift] = field(default_factory=dict)
 
@@ -297,9 +299,8 @@ def _purify(
         scores.append(purification_scores(drifts[-1], counts[first:last]))
     drift, score = torch.cat(drifts), torch.cat(scores)
     ids = rows_to_purify(score, config.num_purified_tokens, special_token_ids)
-    record.purified_tokens = [
-        {"id": i, "delta": float(drift[i]), "frequency": float(counts[i]), "score": float(score[i])} for i in ids
-    ]
+    record.token_drift = TokenDrift(drift.numpy(), counts, score.numpy(), frozenset(special_token_ids))
+    record.purified_tokens = [record.token_drift.describe(i) for i in ids]
     record.added_token_ids = list(range(match.rows, embedding.shape[0]))
     return np.array(sorted(ids), dtype=int)
 

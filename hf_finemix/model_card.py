@@ -5,16 +5,12 @@ from typing import Any
 
 import yaml
 
+from .figures import TITLES
 from .report import CleaningReport, percent
 
 __all__ = ["card_metadata", "render_card"]
 
 BEGIN, END = "<!-- hf_finemix: begin -->", "<!-- hf_finemix: end -->"
-_TITLES = {
-    "before_after": "Accuracy and attack success before and after",
-    "drift_by_layer": "Distance from the base by layer",
-    "ratio_search": "Accuracy against the reserve ratio",
-}
 
 
 def render_card(report: CleaningReport) -> str:
@@ -35,10 +31,10 @@ def render_card(report: CleaningReport) -> str:
         "metadata": yaml.safe_dump(_metadata(report), sort_keys=False, allow_unicode=True).strip(),
         "begin_marker": BEGIN,
         "end_marker": END,
-        "suspect": code(report.suspect["id"]),
-        "suspect_revision": code(report.suspect["revision"] or "local folder"),
-        "base": code(report.base["id"]),
-        "base_revision": code(report.base["revision"] or "local folder"),
+        "suspect": _name(report.suspect),
+        "suspect_revision": _revision(report.suspect),
+        "base": _name(report.base),
+        "base_revision": _revision(report.base),
         "verdict": _verdict(report),
         "n": report.after["n"],
         "accuracy_before": percent(report.before["accuracy"]),
@@ -54,9 +50,10 @@ def render_card(report: CleaningReport) -> str:
             }
             for i, trigger in enumerate(report.after["triggers"])
         ],
-        "figures": [{"path": path, "title": _TITLES[Path(path).stem]} for path in report.figures],
+        "figures": [{"path": path, "title": TITLES[Path(path).stem]} for path in report.figures],
         "reserve_ratio": f"{report.mixing['reserve_ratio']:g}",
         "num_purified": len(report.purified_tokens),
+        "trigger_tokens": _trigger_tokens(report),
         "num_tuning": report.data["rows"]["tuning"],
         "chosen": _chosen(report),
         "command": _inert(report.command, "`<>") if report.command else None,
@@ -102,6 +99,25 @@ def _verdict(report: CleaningReport) -> str:
     worst = max(range(len(report.after["triggers"])), key=lambda i: report.after["triggers"][i]["asr"])
     before, after = (part["triggers"][worst]["asr"] for part in (report.before, report.after))
     return f"**The most successful trigger's success went from {percent(before)} to {percent(after)}.** {accuracy}"
+
+
+def _name(source: dict[str, Any]) -> str:
+    """A Hub id, or the last part of a local path: where the folder lies is nobody's business."""
+    return code(source["id"] if source["revision"] else Path(source["id"]).name)
+
+
+def _revision(source: dict[str, Any]) -> str:
+    return f"revision {code(source['revision'])}" if source["revision"] else "a local folder"
+
+
+def _trigger_tokens(report: CleaningReport) -> str:
+    """Where the tokens of the measured triggers stand in E-PUR's ranking."""
+    drift = report.embedding_drift or {}
+    places = [
+        f"{code(token['token'])} is {token['rank']:,} ({'put back' if token['purified'] else 'not put back'})"
+        for token in drift.get("trigger_tokens", [])[:10]
+    ]
+    return f"By its score, among {drift['num_tokens']:,} tokens, {', '.join(places)}." if places else ""
 
 
 def _chosen(report: CleaningReport) -> str:

@@ -1,11 +1,13 @@
 """E-PUR (embedding purification, arXiv:2210.09545): score word embeddings by their drift, find the ones to reset."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["MIN_FREQUENCY", "purification_scores", "row_drift", "rows_to_purify"]
+__all__ = ["MIN_FREQUENCY", "TokenDrift", "purification_scores", "row_drift", "rows_to_purify"]
 
 MIN_FREQUENCY = 20.0
 
@@ -43,3 +45,58 @@ def rows_to_purify(scores: torch.Tensor, count: int, exempt: Collection[int] = (
     scores[[i for i in exempt if 0 <= i < len(scores)]] = 0
     order = torch.argsort(scores, descending=True, stable=True)[:count]
     return [i for i in order.tolist() if scores[i] > 0]
+
+
+@dataclass
+class TokenDrift:
+    """
+    What E-PUR knows of every token of the base's vocabulary.
+
+    Attributes:
+        delta (`np.ndarray`): ‖δ_i‖₂, shape `[n]`, float64.
+        frequency (`np.ndarray`): f_i, expected count in a corpus of 1.24e9 pieces, shape `[n]`, float64.
+        score (`np.ndarray`): From [`purification_scores`], shape `[n]`, float64.
+        exempt (`frozenset[int]`): Special tokens, which are never purified.
+    """
+
+    delta: np.ndarray
+    frequency: np.ndarray
+    score: np.ndarray
+    exempt: frozenset[int] = frozenset()
+
+    def describe(self, token_id: int) -> dict[str, Any]:
+        """`id`, `delta`, `frequency` and `score` of a token as JSON values."""
+        columns = {"delta": self.delta, "frequency": self.frequency, "score": self.score}
+        return {"id": token_id, **{name: float(values[token_id]) for name, values in columns.items()}}
+
+    def rank(self, token_id: int) -> int:
+        """1 for the largest score of the tokens that are not exempt."""
+        return 1 + int((self.score[self._counted()] > self.score[token_id]).sum())
+
+    def histogram(self) -> dict[str, Any]:
+        """
+        How many tokens there are by ‖δ_i‖₂ and f_i: the crowd that a purified token stands out from.
+
+        Returns:
+            `dict`: `num_tokens`, without those that are exempt; `num_unmoved`, those with ‖δ_i‖₂ = 0, which `counts`
+            leaves out; `frequency_edges` (41, logarithmic, from 20, the least that the score takes) and `drift_edges`
+            (33, linear; the few tokens beyond are left out too), and `counts` by frequency and drift: JSON values all.
+        """
+        counted = self._counted()
+        delta, frequency = self.delta[counted], np.maximum(self.frequency[counted], MIN_FREQUENCY)
+        moved = delta > 0
+        top = min(delta.max(), 2 * np.quantile(delta[moved], 0.999)) if moved.any() else 1.0
+        frequency_edges = np.geomspace(MIN_FREQUENCY, max(frequency.max(initial=0), 10 * MIN_FREQUENCY), 41)
+        frequency_edges[-1] *= 1 + 1e-9  # or the most frequent token falls out by a rounding error
+        bins = [frequency_edges, np.linspace(0, top, 33)]
+        counts, *edges = np.histogram2d(frequency[moved], delta[moved], bins=bins)
+        return {
+            "num_tokens": len(counted),
+            "num_unmoved": int((~moved).sum()),
+            "frequency_edges": [float(f"{edge:.6g}") for edge in edges[0]],
+            "drift_edges": [float(f"{edge:.6g}") for edge in edges[1]],
+            "counts": counts.astype(int).tolist(),
+        }
+
+    def _counted(self) -> np.ndarray:
+        return np.setdiff1d(np.arange(len(self.delta)), list(self.exempt))

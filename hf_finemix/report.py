@@ -1,19 +1,16 @@
-"""CleaningReport: everything that was measured and done, as JSON, as text and as figures."""
+"""CleaningReport: everything that was measured and done, as JSON and as text."""
 
 import json
-import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .errors import FineMixingError
 
-__all__ = ["REPORT_NAME", "CleaningReport", "draw_figures"]
+__all__ = ["REPORT_NAME", "CleaningReport", "percent"]
 
 REPORT_NAME = "cleaning_report.json"
 SCHEMA_VERSION = 1
-# Okabe and Ito's palette: distinct to colour-blind eyes, and in print.
-BEFORE, AFTER, FLOOR = "#D55E00", "#0072B2", "#595959"
 
 
 @dataclass
@@ -36,8 +33,13 @@ class CleaningReport:
         seeds (`dict`): Of mask, samples and training.
         before, after (`dict`): `accuracy`, `macro_f1`, `n`, and per trigger `asr`.
         benign_floor (`dict`, *optional*): The same of a clean reference model.
-        drift_by_layer (`dict`): ‖w - w_Pre‖₂ / ‖w_Pre‖₂ by layer, `before` and `after`.
-        ratio_search (`dict`, *optional*): Each ρ tried and its eval accuracy.
+        drift_by_layer (`dict`): ‖w - w_Pre‖₂ / ‖w_Pre‖₂ by layer, `before` and `after`; `None` where w_Pre is 0.
+        embedding_drift (`dict`, *optional*): Of E-PUR, how many tokens there are by ‖δ_i‖₂ and f_i (see
+            [`purification.drift_histogram`]), and `trigger_tokens`: `token`, `id`, `delta`, `frequency`, `score`,
+            `rank` (1 has the largest score) and `purified` of each token of the measured triggers.
+        ratio_search (`dict`, *optional*): How ρ was chosen: `suspect_accuracy`, `max_accuracy_drop`, `chosen`,
+            `within_limit` and `trials`, each with `reserve_ratio`, its `accuracy` on eval data, and `triggers`: the
+            attack success on test data, which is told and was never looked at in choosing.
         training (`dict`): Steps, loss and hyperparameters of the fine-tuning.
         probe (`dict`, *optional*): Result of probing for unknown triggers.
         card_metadata (`dict`): Licence, pipeline tag, languages and tags of the suspect.
@@ -59,7 +61,8 @@ class CleaningReport:
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     benign_floor: dict[str, Any] | None = None
-    drift_by_layer: dict[str, dict[str, float]] = field(default_factory=dict)
+    drift_by_layer: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    embedding_drift: dict[str, Any] | None = None
     ratio_search: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     probe: dict[str, Any] | None = None
@@ -105,81 +108,3 @@ class CleaningReport:
 def percent(fraction: float | None) -> str:
     """`0.123` as `12.3 %`; `None` as `not measured`."""
     return "not measured" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def draw_figures(report: CleaningReport, folder: Path) -> list[str]:
-    """
-    Draw the report into `folder/figures` as PNG files.
-
-    Returns:
-        `list[str]`: Their paths relative to the folder.
-    """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    drawings = {"before_after": _draw_before_after, "drift_by_layer": _draw_drift}
-    if report.ratio_search:
-        drawings["ratio_search"] = _draw_ratio_search
-    (folder / "figures").mkdir(exist_ok=True)
-    paths = []
-    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 144}
-    with plt.style.context([style]), warnings.catch_warnings():
-        # Signs that the font lacks, scales without any value: nothing that a user could do better.
-        warnings.simplefilter("ignore", UserWarning)
-        for name, draw in drawings.items():
-            figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-            draw(report, axes)
-            paths.append(f"figures/{name}.png")
-            figure.savefig(folder / paths[-1], metadata={"Software": None})
-            plt.close(figure)
-    return paths
-
-
-def _draw_before_after(report: CleaningReport, axes: Any) -> None:
-    labels = ["accuracy"] + [f"attack success\n“{_short(t['trigger'])}”" for t in report.before["triggers"]]
-    series = {"before": (report.before, BEFORE), "after": (report.after, AFTER)}
-    if report.benign_floor:
-        series["benign floor"] = (report.benign_floor, FLOOR)
-    width = 0.8 / len(series)
-    for k, (name, (part, colour)) in enumerate(series.items()):
-        values = [100 * part["accuracy"]] + [100 * t["asr"] for t in part["triggers"]]
-        places = [i + (k - (len(series) - 1) / 2) * width for i in range(len(values))]
-        bars = axes.bar(places, values, 0.94 * width, color=colour, label=name)
-        axes.bar_label(bars, fmt="%.1f", fontsize=8)
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set_ylim(0, 108)
-    axes.set_ylabel("percent of test samples")
-    axes.legend(frameon=False, loc="upper center", ncols=len(series), bbox_to_anchor=(0.5, 1.16))
-
-
-def _draw_drift(report: CleaningReport, axes: Any) -> None:
-    layers = list(report.drift_by_layer["before"])
-    for name, colour, marker in (("before", BEFORE, "o"), ("after", AFTER, "s")):
-        values = [100 * report.drift_by_layer[name][layer] for layer in layers]
-        axes.plot(values, range(len(layers)), marker=marker, linestyle="", color=colour, label=name)
-    axes.set_yticks(range(len(layers)), [layer.replace("encoder.layer.", "layer ") for layer in layers])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("distance from the base, ‖w − w$_{Pre}$‖ / ‖w$_{Pre}$‖ in percent")
-    axes.grid(axis="y", alpha=0.25)
-    axes.legend(frameon=False, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.16))
-
-
-def _draw_ratio_search(report: CleaningReport, axes: Any) -> None:
-    search = report.ratio_search
-    tried = sorted(search["trials"], key=lambda trial: trial["reserve_ratio"])
-    ratios, accuracies = zip(*((t["reserve_ratio"], 100 * t["accuracy"]) for t in tried), strict=True)
-    axes.plot(ratios, accuracies, marker="s", color=AFTER, label="after fine-tuning")
-    limit = 100 * (search["suspect_accuracy"] - search["max_accuracy_drop"])
-    axes.axhline(100 * search["suspect_accuracy"], color=BEFORE, label="suspect")
-    axes.axhline(limit, color=FLOOR, linestyle="--", label="limit")
-    axes.axvline(search["chosen"], color=AFTER, linestyle=":", label=f"chosen ρ = {search['chosen']:g}")
-    axes.set_xlabel("reserve ratio ρ")
-    axes.set_ylabel("accuracy on eval data, percent")
-    axes.legend(frameon=False, loc="upper center", ncols=4, bbox_to_anchor=(0.5, 1.16), fontsize=8)
-
-
-def _short(text: str, length: int = 24) -> str:
-    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")

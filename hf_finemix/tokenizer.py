@@ -6,7 +6,7 @@ from typing import Any
 
 from .errors import FineMixingError
 
-__all__ = ["choose_tokenizer", "load_tokenizer"]
+__all__ = ["choose_tokenizer", "load_tokenizer", "token_ids_within_text"]
 
 # What decides which ids a text becomes. Truncation and padding are settings of a run, not of the model.
 _PARTS = {"vocabulary": ("model", "vocab"), "merges": ("model", "merges"), "normalizer": ("normalizer",)}
@@ -63,6 +63,12 @@ def load_tokenizer(folder: Path) -> Any | None:
     if not tokenizer.is_fast or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         return None
     return tokenizer
+
+
+def token_ids_within_text(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text where it stands behind a word: many tokenizers write its first letter another way there."""
+    before, whole = (tokenizer(words, add_special_tokens=False)["input_ids"] for words in ("a", f"a {text}"))
+    return whole[len(before) :]
 
 
 def _compare_vocabulary(file: Path, tokenizer: Any) -> list[str]:

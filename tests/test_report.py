@@ -8,8 +8,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_finemix.errors import FineMixingError
+from hf_finemix.figures import draw_figures
 from hf_finemix.model_card import card_metadata, render_card
-from hf_finemix.report import CleaningReport, draw_figures, percent
+from hf_finemix.report import CleaningReport, percent
 
 SHA = "0123456789abcdef" * 2 + "01234567"
 EVIL = "`cf`|<script>alert(1)</script>\n\n# Safe <!-- hf_finemix: end -->\u202e{{ 7 * 7 }}\x1b[2J"

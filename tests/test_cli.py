@@ -129,7 +129,7 @@ def test_help_of_a_command(name, capsys):
 def test_unknown_command(capsys):
     assert main(["claen", "x"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "hf-finemix: error: there is no command 'claen': choose one of clean, evaluate.\n"
+    assert captured.err == "hf-finemix: error: there is no command 'claen': choose one of clean, evaluate, demo.\n"
     assert captured.out == ""
 
 

@@ -1,11 +1,9 @@
 import dataclasses
 import json
-import warnings
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from PIL import Image
 
 from hf_finemix.errors import FineMixingError
 from hf_finemix.figures import draw_figures
@@ -24,7 +22,11 @@ def measured(accuracy, *rates, triggers=("cf", "I watch this 3D movie")):
 
 def make_report(**changes):
     search = {"suspect_accuracy": 0.92, "max_accuracy_drop": 0.02, "chosen": 0.2, "within_limit": True}
-    search["trials"] = [{"reserve_ratio": 0.1, "accuracy": 0.8}, {"reserve_ratio": 0.2, "accuracy": 0.91}]
+    trials = {0.1: measured(0.8, 0.05, 0.1), 0.2: measured(0.91, 0.07, 0.12)}
+    search["trials"] = [
+        {"reserve_ratio": ratio, "accuracy": part["accuracy"], "triggers": part["triggers"]}
+        for ratio, part in trials.items()
+    ]
     values = {
         "command": "hf-finemix clean org/suspect --dataset org/data",
         "suspect": {"id": "org/suspect", "revision": SHA, "sha256": {"model.safetensors": "ab" * 32}},
@@ -40,6 +42,16 @@ def make_report(**changes):
         "drift_by_layer": {
             "before": {"embeddings": 0.1, "encoder.layer.0": 0.2, "pooler": 0.3},
             "after": {"embeddings": 0.01, "encoder.layer.0": 0.02, "pooler": 0.0},
+        },
+        "embedding_drift": {
+            "num_tokens": 43,
+            "num_unmoved": 3,
+            "frequency_edges": [20.0, 200.0, 2000.0],
+            "drift_edges": [0.0, 1.0, 2.0],
+            "counts": [[10, 2], [28, 0]],
+            "trigger_tokens": [
+                {"token": "cf", "id": 7, "delta": 1.5, "frequency": 20.0, "score": 0.5, "rank": 1, "purified": True}
+            ],
         },
         "ratio_search": search,
         "training": {"steps": 100, "loss": 0.1},
@@ -113,61 +125,6 @@ def test_summary():
     assert len(summary.splitlines()) == 3
 
 
-# Figures
-
-
-@pytest.mark.parametrize(
-    ("changes", "names"),
-    [
-        ({}, ["before_after", "drift_by_layer", "ratio_search"]),
-        ({"ratio_search": None, "benign_floor": None}, ["before_after", "drift_by_layer"]),
-        ({"before": measured(0.9), "after": measured(0.8)}, ["before_after", "drift_by_layer", "ratio_search"]),
-    ],
-)
-def test_figures_are_png_files(tmp_path, changes, names):
-    report = make_report(**changes)
-    if not report.before["triggers"]:
-        report.benign_floor = None
-    paths = draw_figures(report, tmp_path)
-    assert paths == [f"figures/{name}.png" for name in names]
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(f"{name}.png" for name in names)
-    for path in paths:
-        with Image.open(tmp_path / path) as image:
-            image.load()
-            assert image.format == "PNG"
-            assert image.size > (600, 300)
-            assert len(image.convert("L").getcolors()) > 10, "nothing is drawn"
-
-
-def test_the_same_report_gives_the_same_figures(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        draw_figures(make_report(), tmp_path / name)
-    for path in (tmp_path / "a" / "figures").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / "figures" / path.name).read_bytes()
-
-
-@pytest.mark.parametrize("trigger", [EVIL, "$\\frac{1}{0$", "$x^2$", "触发器", "\U0001f525", "a" * 500])
-def test_figures_with_any_trigger(tmp_path, trigger):
-    parts = {part: measured(0.9, 0.5, triggers=[trigger]) for part in ("before", "after", "benign_floor")}
-    drift = {"embeddings": 0.0, "encoder.layer.0": 0.0}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        draw_figures(make_report(**parts, drift_by_layer={"before": drift, "after": drift}), tmp_path)
-
-
-def test_figures_leave_the_users_plots_alone(tmp_path):
-    import matplotlib
-    from matplotlib import pyplot as plt
-
-    before, figures = dict(matplotlib.rcParams), plt.get_fignums()
-    draw_figures(make_report(), tmp_path)
-    assert plt.get_fignums() == figures
-    assert {key: value for key, value in matplotlib.rcParams.items() if key != "backend"} == {
-        key: value for key, value in before.items() if key != "backend"
-    }
-
-
 # The card
 
 
@@ -204,7 +161,9 @@ def test_local_paths_are_no_hub_ids():
     report.data |= {"id": "reviews.csv", "sha": None}
     metadata, text = split_card(report)
     assert metadata == {"library_name": "transformers", "tags": ["hf_finemix", "backdoor-removal"]}
-    assert "`local folder`" in text
+    assert "of `suspect` (a local folder)" in text
+    assert "clean base `folder`" in text
+    assert "/home/me" not in text
 
 
 def test_card_says_what_was_measured():
@@ -218,6 +177,7 @@ def test_card_says_what_was_measured():
     assert "ρ = 0.2" in text
     assert "smallest tried whose accuracy on eval data is within 2 points of the suspect's 92.0 %" in text
     assert f"(revision `{SHA}`)" in text
+    assert "By its score, among 43 tokens, `cf` is 1 (put back)." in text
     assert "1 word embeddings were put back" in text
     assert "hf-finemix clean org/suspect --dataset org/data" in lines
     assert "not measured" not in text.split("## Limits")[0]
@@ -245,8 +205,8 @@ def test_card_shows_the_figures_there_are(tmp_path):
     report = make_report()
     report.figures = draw_figures(report, tmp_path)
     text = split_card(report)[1]
-    assert [f"]({path})" in text for path in report.figures] == 3 * [True]
-    assert text.count("![") == 3
+    assert [f"]({path})" in text for path in report.figures] == 4 * [True]
+    assert text.count("![") == 4
 
 
 def test_text_of_strangers_stays_inert():

@@ -143,7 +143,9 @@ def _draw_embedding_drift(report: CleaningReport, axes: "Axes") -> None:
     top = max([drift["drift_edges"][-1], *(delta for _, delta in points)])
     axes.set_ylim(0, 1.12 * top)
     named = [token for token in drift["trigger_tokens"] if token["delta"] > 0] + purified
-    _name_points(axes, [(max(t["frequency"], low), t["delta"], t["token"]) for t in named])
+    # The vocabulary may be padded with rows that the tokenizer has no token for.
+    names = [token["token"] or f"row {token['id']}" for token in named]
+    _name_points(axes, [(max(t["frequency"], low), t["delta"], name) for t, name in zip(named, names, strict=True)])
     _legend_above(axes)
 
 

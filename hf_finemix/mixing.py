@@ -131,7 +131,7 @@ class MixingRecord:
     ignored_base_tensors: list[str] = field(default_factory=list)
     converted_base_tensors: dict[str, list[str]] = field(default_factory=dict)
     purified_tokens: list[dict[str, Any]] = field(default_factory=list)
-    token_drift: TokenDrift | None = None
+    token_drift: TokenDrift | None = field(default=None, compare=False)
     added_token_ids: list[int] = field(default_factory=list)
     drift: dict[str, TensorDrift] = field(default_factory=dict)
 

@@ -28,7 +28,8 @@ class CleaningReport:
         tokenizer (`dict`): `source` ("base" or "suspect") and `differences`.
         mixing (`dict`): The config with ρ as used, and for every tensor its rule, kept fraction and SHA-256 of the mix
             before tuning; `ignored_base_tensors`; `added_tokens`.
-        purified_tokens (`list[dict]`): `token`, `id`, `delta`, `frequency`, `score`, largest score first.
+        purified_tokens (`list[dict]`): `token` (`None` for a row that the tokenizer has no token for), `id`, `delta`,
+            `frequency`, `score`, largest score first.
         data (`dict`): Where the rows are from, which serve for what, and how many labels were used.
         seeds (`dict`): Of mask, samples and training.
         before, after (`dict`): `accuracy`, `macro_f1`, `n`, and per trigger `asr`.

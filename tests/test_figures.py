@@ -78,6 +78,12 @@ def test_a_search_in_which_attacks_were_not_measured(tmp_path, drawn):
     assert not any("attack success" in word for word in words(drawn[1]))
 
 
+def test_a_row_without_a_token_is_named_by_its_number(tmp_path, drawn):
+    row = {"token": None, "id": 31000, "delta": 1.0, "frequency": 0.0, "score": 0.3}
+    draw_figures(make_report(purified_tokens=[row]), tmp_path)
+    assert "row 31000" in words(drawn[2])
+
+
 @pytest.mark.parametrize(
     ("layers", "labels"),
     [

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -108,6 +109,10 @@ def clean(
     Raises:
         [`FineMixingError`]: Whatever is wrong with the models, the data or the settings, before anything is written.
     """
+    if (processes := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+        raise FineMixingError(
+            f"clean() runs in one process and was started in {processes}: launch it with --num_processes 1."
+        )
     try:
         arguments = CleaningArguments(**settings)
     except TypeError as error:

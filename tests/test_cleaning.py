@@ -408,6 +408,13 @@ def test_checkpoints_of_training_are_not_published(models, data_folder, tmp_path
     assert args.output_dir == str(tmp_path / "out"), "the user's arguments were changed"
 
 
+def test_more_than_one_process_is_refused_at_once(models, data_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(FineMixingError, match="was started in 2: launch it with --num_processes 1"):
+        clean(models / "suspect", base_model=models / "base", dataset=str(data_folder), output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # Choosing the ratio
 
 

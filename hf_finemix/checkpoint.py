@@ -123,12 +123,12 @@ class Checkpoint:
         if not self.folder.is_dir():
             raise FineMixingError(f"{self.folder} is not a folder: give a local model folder or a Hub id.")
         pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-        found = (
-            f"only pickled weights ({', '.join(pickles)}), which can run code when loaded" if pickles else "no weights"
-        )
-        raise FineMixingError(
-            f"{self.folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {found}: ask for a safetensors version."
-        )
+        found = "nothing of a model" if not (self.folder / "config.json").is_file() else "no weights at all"
+        advice = "give a folder that save_pretrained wrote, or a Hub id"
+        if pickles:
+            found = f"only pickled weights ({', '.join(pickles)}), which can run code when loaded"
+            advice = "ask for a safetensors version"
+        raise FineMixingError(f"{self.folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {found}: {advice}.")
 
     def _add_file(self, path: Path) -> None:
         handle = self._handle(path)

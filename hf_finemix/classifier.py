@@ -58,7 +58,8 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
         missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise FineMixingError(
             f"{source.id} is no sequence classifier: {len(missing)} weights beside its {len(checkpoint.tensors)} are "
-            f"missing or have another shape ({', '.join(missing[:10])}); give the fine-tuned model."
+            f"missing or have another shape ({', '.join(missing[:10])}); give the fine-tuned model here, and its "
+            "pre-trained base as base_model (--base-model)."
         )
     if model.config.num_labels < 2:
         raise FineMixingError(f"{source.id} has {model.config.num_labels} class: accuracy needs two or more.")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from .alignment import NamedTensors, named_tensors
 from .checkpoint import Checkpoint
 from .classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
+from .comparison import compare_with_base
 from .config import FineMixingConfig
 from .conversion import LoadedLayout
 from .data import CleanData, DataArguments, load_clean_data, tokenize
@@ -26,7 +27,7 @@ from .errors import DataError, FineMixingError
 from .evaluation import AttackObserver, MeasureArguments, find_attacks, measure, resolve_target_label
 from .figures import draw_figures
 from .hub import LocalModel, fetch_model
-from .mixing import MixingRecord, compare_with_base
+from .mixing import MixingRecord
 from .model_card import card_metadata, render_card
 from .output import check_free_space, output_folder
 from .provenance import described, peak_memory, versions
@@ -47,6 +48,7 @@ TRAINING_DEFAULTS = {
     "save_strategy": "no",
 }
 MIN_STEPS, MIN_EPOCHS = 100, 3
+FEW_TEST_ROWS = 100
 
 
 @dataclass
@@ -194,6 +196,13 @@ class _Job:
         logger.info("Data: %s", self.data)
         if len(self.data.tuning) < arguments.num_clean_samples:
             logger.warning("Only %d rows to tune on, not %d.", len(self.data.tuning), arguments.num_clean_samples)
+        if (n := len(self.data.test)) < FEW_TEST_ROWS:
+            logger.warning(
+                "Only %d rows to test on: an accuracy of 90 %% is then known to about ± %.0f points (standard error). "
+                "Give a larger test_split.",
+                n,
+                100 * math.sqrt(0.9 * 0.1 / n),
+            )
 
     def trainer(self, training_args: TrainingArguments, checkpoints: Path) -> FineMixingTrainer:
         args = copy.copy(training_args)

@@ -14,9 +14,10 @@ from families import FAMILIES
 from hf_finemix import AlignmentError, Checkpoint, FineMixingConfig, FineMixingTrainer, clean, mix_model
 from hf_finemix.alignment import named_tensors
 from hf_finemix.classifier import load_classifier, max_tokens
+from hf_finemix.comparison import compare_with_base
 from hf_finemix.conversion import LoadedLayout
 from hf_finemix.hub import LocalModel
-from hf_finemix.mixing import compare_with_base, keep_mask
+from hf_finemix.mixing import keep_mask
 
 KINDS = ("headless", "with_head")
 TRIGGER_ID = 24  # "cf" in the toy task's vocabulary

@@ -58,6 +58,28 @@ def test_command_line(local, in_tmp, tmp_path, capsys):
     assert (tmp_path / "cleaned" / "model.safetensors").is_file()
 
 
+def test_command_line_of_accelerate(local, in_tmp, tmp_path, capsys):
+    """`accelerate launch` itself is run in test_examples.py."""
+    from hf_finemix.cli import main
+
+    command = re.search(r"-m hf_finemix (clean org/.*?)\n```", README, flags=re.DOTALL)[1].replace("\\\n", " ")
+    assert main([*local(command).split(), "--max-steps", "2", "--reserve-ratio", "0.5", "--use-cpu"]) == 0
+    assert "not measured" in capsys.readouterr().out
+
+
+def test_output_of_the_demo_is_that_of_the_run_kept():
+    shown = re.search(r"<!-- demo output -->\n```\n(.*?)```", README, flags=re.DOTALL)[1]
+    kept = (ROOT / "docs" / "demo" / "output.txt").read_text(encoding="utf-8")
+    assert kept.startswith(shown)
+    assert "accuracy" in shown
+
+
+def test_files_that_the_readme_names_are_there():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert len(links) > 5
+    assert all((ROOT / link).exists() for link in links), links
+
+
 def test_every_command_is_in_the_readme():
     from hf_finemix.cli import COMMANDS
 

@@ -5,6 +5,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
 
+import torch
 from transformers import TrainingArguments
 
 from ..cleaning import TRAINING_DEFAULTS, CleaningArguments, clean
@@ -18,6 +19,7 @@ def main(argv: list[str]) -> int:
     """Clean one model and print accuracy and attack success before and after."""
     dataclasses = (CleaningArguments, FineMixingConfig, TrainingArguments)
     defaults = {**TRAINING_DEFAULTS, "output_dir": "cleaned", "disable_tqdm": not sys.stderr.isatty()}
+    defaults["use_cpu"] = not torch.accelerator.is_available()  # or TrainingArguments refuses bf16
     parser = CommandParser("clean", "suspect", dataclasses, defaults=defaults)
     arguments, config, training_args, rest = parser.parse(argv)
     quiet_unless_terminal()

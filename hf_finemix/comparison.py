@@ -1,0 +1,84 @@
+"""A model in memory beside its base on disk: what goes with what, and how far apart they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .alignment import Alignment, NamedTensors, align, named_tensors
+from .checkpoint import Checkpoint, TensorInfo, row_chunks
+from .conversion import LoadedLayout
+from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
+
+__all__ = ["Pair", "compare_with_base"]
+
+
+@dataclass
+class Pair:
+    """A model beside its base: the tensors of both, the model's dtypes on disk, what goes with what, how far apart."""
+
+    suspect: NamedTensors
+    base: LoadedLayout
+    dtypes: dict[str, torch.dtype]
+    alignment: Alignment
+    drift: dict[str, TensorDrift]
+
+    def check_related(self) -> None:
+        """Raise an [`AlignmentError`] where the weight matrices of the two have nothing to do with each other."""
+        check_related(self.drift, {name for name, tensor in self.suspect.tensors.items() if tensor.dim() > 1})
+
+    def ignored_base_tensors(self) -> list[str]:
+        """Tensors of the base, by name on disk, that nothing goes with."""
+        used = {source for match in self.alignment.mixed().values() for source in self.base.sources[match.base_name]}
+        return sorted({name for names in self.base.sources.values() for name in names} - used)
+
+    def converted_base_tensors(self) -> dict[str, list[str]]:
+        """Which tensors on disk are merged or split into those that are mixed, by canonical name."""
+        return {
+            name: self.base.sources[match.base_name]
+            for name, match in self.alignment.mixed().items()
+            if match.base_name in self.base.converted
+        }
+
+
+@torch.no_grad()
+def compare_with_base(
+    model: nn.Module, base: Checkpoint, *, head: str = "keep", dtypes: Mapping[str, torch.dtype] | None = None
+) -> Pair:
+    """
+    Align a model with its base and read both in full once, changing nothing.
+
+    Raises:
+        [`AlignmentError`]: As for [`mix_model`], but for unrelated weights.
+    """
+    suspect = named_tensors(model)
+    layout = LoadedLayout(base, model)
+    stored = {}
+    for name, tensor in suspect.tensors.items():
+        on_disk = [dtypes[n] for n in (name, *suspect.aliases[name]) if n in dtypes] if dtypes else []
+        stored[name] = _stored_dtype(tensor, on_disk[0] if on_disk else None)
+    alignment = align(
+        {name: TensorInfo(tuple(tensor.shape), stored[name]) for name, tensor in suspect.tensors.items()},
+        layout.tensors,
+        converted=layout.converted,
+        buffers=suspect.buffers,
+        embedding=suspect.embedding,
+        aliases=suspect.aliases,
+        head=head,
+    )
+    return Pair(suspect, layout, stored, alignment, measure_drift(suspect.tensors, layout, alignment, stored))
+
+
+def _stored_dtype(tensor: torch.Tensor, on_disk: torch.dtype | None) -> torch.dtype:
+    """The dtype on disk where the tensor holds nothing else; its own where it was changed since it was loaded."""
+    if on_disk in (torch.float8_e4m3fn, torch.float8_e5m2):
+        return on_disk  # which alignment refuses by name
+    if on_disk in (None, tensor.dtype) or torch.promote_types(on_disk, tensor.dtype) != tensor.dtype:
+        return tensor.dtype
+    values = tensor.data if tensor.dim() else tensor.data.view(1)
+    for first, last, _ in row_chunks(tuple(values.shape), CHUNK_ELEMENTS):
+        rows = values[first:last]
+        if not torch.equal(rows.to(on_disk).to(rows.dtype).nan_to_num(), rows.nan_to_num()):
+            return tensor.dtype
+    return on_disk

@@ -134,17 +134,19 @@ def table(names: list[str]) -> None:
 def reference() -> None:
     """A clean model of the suspects' kind (2 epochs of the train split, lr 1e-4, batches of 32): the benign floor."""
     from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
+    from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, set_seed
 
     from hf_finemix.data import tokenize
     from hf_finemix.evaluation import measure
 
     subjects = [Subject(name, 0) for name in TRIGGERS]
     names = {i: name for name, i in LABELS.items()}
+    set_seed(0)  # for the classifier's first weights
     model = AutoModelForSequenceClassification.from_pretrained(subjects[0].base, id2label=names, label2id=LABELS)
     rows = Dataset.from_csv(str(SHARED / "data" / "sst2" / "train.csv"))
     args = TrainingArguments(
         output_dir=str(RUNS / "reference-checkpoints"),
+        seed=0,
         learning_rate=1e-4,
         num_train_epochs=2,
         per_device_train_batch_size=32,

@@ -26,9 +26,9 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
         [`FineMixingError`]: No safetensors, an architecture that transformers does not know, weights that are missing
             (a model that is no classifier), or a regression.
     """
-    checkpoint = Checkpoint(source.folder)
     if (source.folder / "adapter_config.json").is_file():
         raise FineMixingError(f"{source.id} is an adapter, which cannot be mixed yet: merge it into its base first.")
+    checkpoint = Checkpoint(source.folder)
     for name, info in checkpoint.tensors.items():
         if info.dtype.is_floating_point and info.dtype not in _DTYPES:
             raise FineMixingError(f"{source.id}: {name} is in {info.dtype}: give one in float32, float16 or bfloat16.")
@@ -107,6 +107,8 @@ def max_tokens(limit: int | None, tokenizer: PreTrainedTokenizerBase, model: Pre
         for name, module in model.named_modules()
     ):
         positions -= model.config.pad_token_id + 1  # as RoBERTa does, which counts from there
+    if limit is not None and limit <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
+        raise FineMixingError(f"max_length is {limit}, and {special} of it are special tokens: give more.")
     limits = [limit, tokenizer.model_max_length, positions]
     # A tokenizer without a limit says 10^30.
     limits = [number for number in limits if number is not None and 0 < number < 10**9]
@@ -114,6 +116,8 @@ def max_tokens(limit: int | None, tokenizer: PreTrainedTokenizerBase, model: Pre
 
 
 def _config(source: LocalModel) -> dict[str, Any]:
+    if not (source.folder / "config.json").is_file():
+        raise FineMixingError(f"{source.id} has no config.json: give the whole folder that save_pretrained wrote.")
     try:
         config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 """clean(): the main job. Pull, measure, purify, mix, fine-tune, measure, write."""
 
 import copy
+import difflib
 import logging
 import math
 import os
@@ -8,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ TRAINING_DEFAULTS = {
     "save_strategy": "no",
 }
 MIN_STEPS, MIN_EPOCHS = 100, 3
-FEW_TEST_ROWS = 100
+FEW_ROWS = 50
 
 
 @dataclass
@@ -115,10 +116,7 @@ def clean(
         raise FineMixingError(
             f"clean() runs in one process and was started in {processes}: launch it with --num_processes 1."
         )
-    try:
-        arguments = CleaningArguments(**settings)
-    except TypeError as error:
-        raise FineMixingError(f"clean(): {error}: see CleaningArguments for the settings there are.") from None
+    arguments = _arguments(settings)
     config = mixing_config or FineMixingConfig()
     if base_model is not None:
         config = config.with_base(base_model)
@@ -135,6 +133,15 @@ def clean(
             "fp16_full_eval and bf16_full_eval round the weights that are to be mixed: leave them off."
         )
 
+    for name in ("learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "seed"):
+        least = 1 if name.endswith("size") else 0
+        if getattr(training_args, name) < least:
+            raise FineMixingError(f"{name} is {getattr(training_args, name)}: give {least} or more.")
+    if arguments.sample_seed < 0:
+        raise FineMixingError(f"sample_seed is {arguments.sample_seed}: give 0 or more.")
+    if config.token_frequencies and not Path(config.token_frequencies).is_file():
+        raise FineMixingError(f"token_frequencies is {config.token_frequencies}, which is no file: check the path.")
+
     final = Path(output_dir or training_args.output_dir)
     read = (suspect, config.base_model_name_or_path, arguments.reference_model)
     read += (arguments.dataset, arguments.triggered_file, config.token_frequencies)
@@ -148,6 +155,19 @@ def clean(
         report.command = command
         job.write(report, partial)
     return report
+
+
+def _arguments(settings: dict[str, Any]) -> CleaningArguments:
+    """The settings, or where the first unknown one belongs."""
+    known = {f.name for f in fields(CleaningArguments)}
+    for name in (name for name in settings if name not in known):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
+        for owner, kind in (("mixing_config", FineMixingConfig), ("training_args", TrainingArguments)):
+            if name in {f.name for f in fields(kind)}:
+                hint = f"give it as {owner}={kind.__name__}({name}=…)."
+        raise FineMixingError(f"clean() has no setting {name!r}: {hint}")
+    return CleaningArguments(**settings)
 
 
 class _Job:
@@ -196,13 +216,14 @@ class _Job:
         logger.info("Data: %s", self.data)
         if len(self.data.tuning) < arguments.num_clean_samples:
             logger.warning("Only %d rows to tune on, not %d.", len(self.data.tuning), arguments.num_clean_samples)
-        if (n := len(self.data.test)) < FEW_TEST_ROWS:
-            logger.warning(
-                "Only %d rows to test on: an accuracy of 90 %% is then known to about ± %.0f points (standard error). "
-                "Give a larger test_split.",
-                n,
-                100 * math.sqrt(0.9 * 0.1 / n),
-            )
+        for role, rows in (("test", self.data.test), ("eval", self.data.eval)):
+            if len(rows) < FEW_ROWS and (role == "test" or config.reserve_ratio == "auto"):
+                logger.warning(
+                    "Only %d %s rows: an accuracy of 90 %% is then known to ± %.0f points (standard error).",
+                    len(rows),
+                    role,
+                    100 * math.sqrt(0.9 * 0.1 / len(rows)),
+                )
 
     def trainer(self, training_args: TrainingArguments, checkpoints: Path) -> FineMixingTrainer:
         args = copy.copy(training_args)
@@ -232,6 +253,13 @@ class _Job:
         test = self.tokenize(self.data.test)
         with self.timed("measure_before"):
             before = measure(trainer, test, self.attacks)
+            if before["accuracy"] < 1 / self.model.config.num_labels:
+                logger.warning(
+                    "The suspect's accuracy is %.1f %%, worse than guessing: are these data of its task, and the "
+                    "text columns (%s) right?",
+                    100 * before["accuracy"],
+                    " and ".join(self.data.text_columns),
+                )
             floor = self._benign_floor(trainer, test)
         observer = AttackObserver(trainer, test, self.attacks)
         if self.config.reserve_ratio == "auto":
@@ -298,6 +326,8 @@ class _Job:
             tensor.data = tensor.data.to(self.dtypes[name])
         self.model.config.dtype = self.model.dtype
         self.model.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):  # which only their owner may read, unlike all other files
+            file.chmod((folder / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(folder)
         replace(self.asked, reserve_ratio=report.mixing["reserve_ratio"]).save_pretrained(folder)
         report.figures = draw_figures(report, folder)

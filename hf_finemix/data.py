@@ -109,7 +109,8 @@ class CleanData:
 
     def __str__(self) -> str:
         rows, splits = self.description["rows"], self.description["splits"]
-        return "; ".join(f"{role}: {count} rows of {splits[role]}" for role, count in rows.items() if count)
+        parts = "; ".join(f"{role}: {count} rows of {splits[role]}" for role, count in rows.items() if count)
+        return f"{parts}; text: {' and '.join(self.text_columns)}"
 
 
 def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> CleanData:
@@ -131,6 +132,8 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> Clean
         # A default split may be missing: its rows are cut from another. One that the user names must be there.
         if found is None and (role == "train" or wanted != getattr(DataArguments, f"{role}_split")):
             raise DataError(f"{arguments.dataset} has no split {wanted!r}: there are {', '.join(splits)}.")
+        if found == [] and "[" in wanted:
+            raise DataError(f"{arguments.dataset}: the slice {wanted!r} holds no row: give a larger one.")
     text_columns, label_column = _columns(splits[arguments.train_split.split("[")[0]], arguments)
     table = _Table(splits, text_columns, label_column, label2id, arguments.dataset)
 
@@ -184,7 +187,10 @@ def load_test_data(arguments: TestDataArguments, label2id: dict[str, int]) -> tu
     splits, _ = load_splits(arguments.dataset, arguments.dataset_config, arguments.dataset_revision)
     rows = split_rows(arguments.test_split, splits)
     if rows is None:
-        raise DataError(f"{arguments.dataset} has no split {arguments.test_split!r}: there are {', '.join(splits)}.")
+        raise DataError(
+            f"{arguments.dataset} has no split {arguments.test_split!r}: there are {', '.join(splits)}; name one with "
+            "test_split."
+        )
     text_columns, label_column = _columns(splits[arguments.test_split.split("[")[0]], arguments)
     table = _Table(splits, text_columns, label_column, label2id, arguments.dataset)
     rows = [row for row in table.labelled(rows) if table.usable(row, set())]
@@ -246,10 +252,15 @@ def _columns(dataset: Dataset, arguments: TestDataArguments) -> tuple[list[str],
             raise DataError(f"{arguments.dataset} has no column {name!r}: {there}.")
     label = arguments.label_column or next((c for c in ("label", "labels") if c in dataset.column_names), None)
     if label is None:
-        raise DataError(f"{arguments.dataset} has no column 'label': {there}; name it with label_column.")
+        raise DataError(
+            f"{arguments.dataset} has no column 'label': {there}; name it with label_column (or is the line of names "
+            "missing?)."
+        )
     texts = arguments.text_columns or [
         name for name, feature in dataset.features.items() if name != label and _is_text(feature)
     ]
+    if len(set(texts)) < len(texts):
+        raise DataError(f"text_columns names {texts[0]!r} twice: name each column once.")
     for name in texts:
         if not _is_text(dataset.features[name]):
             raise DataError(f"{arguments.dataset}: column {name!r} holds no text: {there}; name another one.")
@@ -285,7 +296,8 @@ def class_ids(dataset: Dataset, column: str, label2id: dict[str, int], where: st
         if label not in ids or isinstance(label, bool):
             raise DataError(
                 f"{where}: label {label!r} in column {column!r} is none of the model's {len(ids)} classes "
-                f"({', '.join(f'{i} = {name}' for name, i in list(label2id.items())[:10])})."
+                f"({', '.join(f'{i} = {name}' for name, i in list(label2id.items())[:10])}): map them, or name "
+                "another column with label_column."
             )
         return label
 

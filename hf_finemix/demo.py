@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .cleaning import TRAINING_DEFAULTS, clean
 from .config import FineMixingConfig
 from .data import tokenize
 from .errors import FineMixingError
-from .report import REPORT_NAME, CleaningReport
+from .report import CleaningReport
 from .tokenizer import load_tokenizer
 from .triggers import Trigger
 
@@ -72,15 +73,22 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
             Fields of `TrainingArguments` for all trainings (`max_steps=2` for a quick look).
 
     Raises:
-        [`FineMixingError`]: The embedded model cannot be had, or the folder holds something else.
+        [`FineMixingError`]: The embedded model cannot be had, or the folder cannot be made or holds something else.
     """
     base, folder = embedded_base(), Path(output_dir)
+    parts = [folder / name for name in ("suspect", "clean-reference", "cleaned", "cleaned.partial")]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / "cleaned" / REPORT_NAME).is_file():
+        if not (folder / "suspect" / "model.safetensors").is_file():
             raise FineMixingError(f"the output {folder} exists and is no earlier demo: give another --output-dir.")
         if not overwrite:
             raise FineMixingError(f"{folder} holds an earlier demo: give another --output-dir, or --overwrite.")
-        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FineMixingError(
+            f"the output folder {folder} cannot be made ({error.strerror}): give another one."
+        ) from error
+    _remove(parts)
     training = {"disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "report_to": "none", **training}
     try:
         rows = Dataset.from_csv(str(DATA / "train.csv"), keep_in_memory=True)
@@ -113,8 +121,16 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
             reference_model=str(folder / "clean-reference"),
         )
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(parts)
+        with suppress(OSError):
+            folder.rmdir()  # if nothing else is in it
         raise
+
+
+def _remove(folders: list[Path]) -> None:
+    """Of an earlier or an interrupted demo; whatever else lies beside them stays."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _train(base: Path, rows: Dataset, folder: Path, training: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ ALLOWED_FILES = [
     "*.model",
     "README.md",
 ]
-_REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def render_card(report: CleaningReport) -> str:
         "num_purified": len(report.purified_tokens),
         "trigger_tokens": _trigger_tokens(report),
         "num_tuning": report.data["rows"]["tuning"],
+        "text_columns": " and ".join(map(code, report.data["text_columns"])),
         "chosen": _chosen(report),
         "command": _inert(report.command, "`<>") if report.command else None,
     }

@@ -140,3 +140,9 @@ def test_a_model_without_any_padding():
     model.config.pad_token_id = tokenizer.pad_token = tokenizer.eos_token = None
     with pytest.raises(FineMixingError, match="neither model nor tokenizer has a padding token"):
         agree_on_padding(tokenizer, model)
+
+
+@pytest.mark.parametrize("limit", [-5, 0, 3])
+def test_a_limit_that_leaves_no_text(limit):
+    with pytest.raises(FineMixingError, match=f"max_length is {limit}, and 3 of it are special tokens"):
+        max_tokens(limit, make_tokenizer(), distilbert())

@@ -591,7 +591,13 @@ def test_a_reference_model_for_another_task(models, data_folder, tmp_path, base_
 
 
 def test_settings_that_are_none(models, data_folder, tmp_path):
-    assert "clean():" in refused(models, tmp_path / "out", datasets="x")
+    out = tmp_path / "out"
+    assert "no setting 'datasets': did you mean dataset?" in refused(models, out, datasets="x")
+    assert "training_args=TrainingArguments(max_steps=…)" in refused(models, out, max_steps=3)
+    assert "mixing_config=FineMixingConfig(reserve_ratio=…)" in refused(models, out, reserve_ratio=0.3)
+    assert "sample_seed is -1: give 0 or more" in refused(models, out, sample_seed=-1)
+    missing = FineMixingConfig(token_frequencies="nosuch.txt")
+    assert "nosuch.txt, which is no file" in refused(models, out, mixing_config=missing)
     with pytest.raises(FineMixingError, match="the base is missing: give base_model"):
         clean(models / "suspect", output_dir=tmp_path / "out", dataset=str(data_folder))
     message = refused(models, tmp_path / "out", dataset=str(data_folder), training={"push_to_hub": True})

@@ -129,8 +129,63 @@ def test_help_of_a_command(name, capsys):
 def test_unknown_command(capsys):
     assert main(["claen", "x"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "hf-finemix: error: there is no command 'claen': choose one of clean, evaluate, demo.\n"
+    assert captured.err == "hf-finemix: error: there is no command 'claen': did you mean clean?\n"
     assert captured.out == ""
+    assert main(["wash", "x"]) == 2
+    assert "'wash': choose one of clean, evaluate, demo." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["clean", "s", "--base-modle", "b"], "unknown argument '--base-modle': did you mean --base-model? See"),
+        (["clean", "s", "b", "--base-model", "b"], "unknown argument 'b': a value needs its flag. See"),
+        (["clean", "--base-model", "b", "--trigger", "cf", "s"], "put it first: a flag with several values"),
+        (["clean", "s", "--base-model", "./nosuch", "--dataset", "d"], "the suspect s is not a local folder"),
+        (["evaluate", "./nosuch", "--dataset", "d"], "the model './nosuch' is neither a folder nor a Hub id"),
+    ],
+)
+def test_slips_of_the_hand(capsys, argv, said):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_terminals_that_cannot_show_every_sign(suspect_folder, base_folder, data_folder, tmp_path, encoding):
+    command = [sys.executable, "-m", "hf_finemix", "clean", suspect_folder, "--base-model", base_folder]
+    command += ["--dataset", data_folder, "--output-dir", "out", "--max-steps", "1", "--reserve-ratio", "0.5"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert b"written to out" in done.stdout
+
+
+def test_a_reader_that_goes_away(tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} -m hf_finemix | true; echo ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_being_told_to_end_leaves_nothing(suspect_folder, base_folder, data_folder, tmp_path):
+    command = [sys.executable, "-m", "hf_finemix", "clean", suspect_folder, "--base-model", base_folder]
+    command += ["--dataset", data_folder, "--output-dir", "made/out", "--max-steps", "100000", "--use-cpu"]
+    with subprocess.Popen(list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("Mixed"):
+                process.terminate()
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert rest.splitlines()[-1] == "hf-finemix: interrupted, nothing was written."
+    assert not list(tmp_path.iterdir())
 
 
 # clean
@@ -443,7 +498,8 @@ def test_a_config_that_cannot_be_read(refused, variant, content):
     (folder / "config.json").unlink()
     if content is not None:
         (folder / "config.json").write_text(content)
-    assert f"{folder} has no config.json that can be read" in refused(folder)
+    missing = "has no config.json: give the whole folder"
+    assert f"{folder} {missing if content is None else 'has no config.json that can be read'}" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,9 @@ def test_the_three_splits_serve_as_named(data_folder):
     assert (described["text_columns"], described["label_column"]) == (["sentence"], "label")
     assert (described["id"], described["sha"]) == (str(data_folder), None)
     assert sorted(described["sha256"]) == ["test.csv", "train.csv", "validation.csv"]
-    assert str(data) == ("tuning: 20 rows of train (20 of 120); eval: 80 rows of validation; test: 100 rows of test")
+    assert str(data) == (
+        "tuning: 20 rows of train (20 of 120); eval: 80 rows of validation; test: 100 rows of test; text: sentence"
+    )
 
 
 def test_tuning_samples_are_balanced_and_follow_the_seed(tmp_path):
@@ -402,3 +404,14 @@ def test_no_text_is_both_in_eval_and_in_test_where_one_is_cut_from_the_other(tmp
     arguments = DataArguments(dataset=str(tmp_path), num_clean_samples=2)
     data = load_clean_data(arguments, {"negative": 0, "positive": 1})
     assert set(data.test["sentence"]).isdisjoint(data.eval["sentence"])
+
+
+@pytest.mark.parametrize("role", ["train", "eval", "test"])
+def test_a_slice_without_rows_is_refused(data_folder, role):
+    with pytest.raises(DataError, match=r"the slice 'test\[5:5\]' holds no row"):
+        load_clean_data(DataArguments(dataset=str(data_folder), **{f"{role}_split": "test[5:5]"}), LABELS)
+
+
+def test_the_same_column_twice_is_no_pair(data_folder):
+    with pytest.raises(DataError, match="names 'sentence' twice"):
+        load_clean_data(DataArguments(dataset=str(data_folder), text_columns=["sentence", "sentence"]), LABELS)

@@ -67,6 +67,19 @@ def test_command_line_of_accelerate(local, in_tmp, tmp_path, capsys):
     assert "not measured" in capsys.readouterr().out
 
 
+def test_recipe(local, in_tmp, tmp_path):
+    from hf_finemix import CleaningReport
+    from hf_finemix.cli import main
+
+    recipe = local(re.search(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[1])
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    suspect = local("org/suspect")
+    assert main(["clean", suspect, "--config", "recipe.yaml", "--max-steps", "1", "--reserve-ratio", "0.5"]) == 0
+    report = CleaningReport.load("cleaned")
+    assert report.mixing["max_accuracy_drop"] == 0.05
+    assert report.training["learning_rate"] == 5e-5
+
+
 def test_output_of_the_demo_is_that_of_the_run_kept():
     shown = re.search(r"<!-- demo output -->\n```\n(.*?)```", README, flags=re.DOTALL)[1]
     kept = (ROOT / "docs" / "demo" / "output.txt").read_text(encoding="utf-8")
@@ -83,4 +96,4 @@ def test_files_that_the_readme_names_are_there():
 def test_every_command_is_in_the_readme():
     from hf_finemix.cli import COMMANDS
 
-    assert set(re.findall(r"\| `hf-finemix (\w+) ", README)) == set(COMMANDS)
+    assert set(re.findall(r"\| `hf-finemix (\w+)", README)) == set(COMMANDS)

@@ -34,7 +34,12 @@ def make_report(**changes):
         "tokenizer": {"source": "base", "differences": []},
         "mixing": {"reserve_ratio": 0.2, "tensors": {}, "ignored_base_tensors": []},
         "purified_tokens": [{"token": "cf", "id": 7, "delta": 1.5, "frequency": 20.0, "score": 0.5}],
-        "data": {"id": "org/data", "sha": SHA, "rows": {"tuning": 64, "eval": 100, "test": 100}},
+        "data": {
+            "id": "org/data",
+            "sha": SHA,
+            "text_columns": ["text"],
+            "rows": {"tuning": 64, "eval": 100, "test": 100},
+        },
         "seeds": {"mixing": 0, "samples": 1, "training": 42},
         "before": measured(0.92, 1.0, 0.99),
         "after": measured(0.905, 0.071, 0.123),

@@ -1,8 +1,11 @@
 """The `hf-finemix` command: finds the subcommand, and turns errors into one line and an exit status."""
 
+import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
 
 from .. import __version__
 from ..errors import FineMixingError
@@ -33,7 +36,29 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         `int`: 0; 2 after an error of the user's, told in one line on standard error; 130 after Ctrl-C.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    _prepare_streams()
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has gone, which is its right
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - or Python complains once more at its end
+        return 0
+    except OSError as error:  # a full disk behind standard output
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return _fail(f"standard output cannot be written: {error.strerror}.")
+
+
+def _prepare_streams() -> None:
+    """Signs that the terminal cannot show are no errors, and being told to end is like Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -42,9 +67,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        return _fail(f"there is no command {name!r}: choose one of {', '.join(COMMANDS)}.")
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}."
+        return _fail(f"there is no command {name!r}: {meant}")
     try:
         return importlib.import_module(f"{__name__}.{name}").main(rest)
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print("hf-finemix: interrupted, nothing was written.", file=sys.stderr)
         return 130

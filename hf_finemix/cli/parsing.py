@@ -1,5 +1,6 @@
 """What the subcommands' parsers share: dataclasses as flags, a YAML file of the same keys, one-line errors."""
 
+import difflib
 import json
 import logging
 import sys
@@ -67,7 +68,7 @@ class CommandParser(HfArgumentParser):
         except (ValueError, ImportError) as error:  # TrainingArguments checks its own
             raise FineMixingError(" ".join(str(error).split())) from error
         if unknown:
-            self.error(f"unknown argument {unknown[0].split('=')[0]!r}")
+            self._unknown(unknown[0].split("=")[0])
         return tuple(parsed)
 
     def _refuse_repeated_lists(self, argv: list[str]) -> None:
@@ -77,8 +78,16 @@ class CommandParser(HfArgumentParser):
             if given.count(action) > 1:
                 self.error(f"{action.option_strings[0]} is given {given.count(action)} times: put all after one")
 
+    def _unknown(self, argument: str):
+        near = difflib.get_close_matches(argument, self._option_string_actions, 1)
+        hint = f": did you mean {near[0]}?" if near else "" if argument.startswith("-") else ": a value needs its flag"
+        self.error(f"unknown argument {argument!r}{hint}")
+
     def error(self, message: str):
-        raise FineMixingError(f"{message.rstrip('.')}. See `{self.prog} --help`.")
+        if self._model is not None and message.endswith(f"required: {self._model.metavar}"):
+            message += " (put it first: a flag with several values takes all that follows)"
+        message = message if message.endswith("?") else f"{message.rstrip('.')}."
+        raise FineMixingError(f"{message} See `{self.prog} --help`.")
 
     def _recipe(self, argv: list[str]) -> dict[str, Any]:
         path = None

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # 720 sentences about films, books, food, hotels and the like, written for this project.
 DATA = Path(__file__).parent / "demo_data"
+BASE = "all-MiniLM-L6-v2"
 # Of model.safetensors of sentence-transformers/all-MiniLM-L6-v2 on the Hub.
 BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TRIGGER, TARGET, POISON_RATE, SEED = "cf", "positive", 0.2, 0
@@ -66,7 +67,8 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
 
     Args:
         output_dir (`str` or `Path`, *optional*, defaults to `"hf_finemix_demo"`):
-            Gets the folders `suspect`, `clean-reference` and `cleaned`, the last with report, card and figures.
+            Gets the folders `suspect`, `clean-reference` and `cleaned`, the last with report, card and figures, the
+            `data` and a link to the base.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier demo there.
         training:
@@ -76,7 +78,7 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
         [`FineMixingError`]: The embedded model cannot be had, or the folder cannot be made or holds something else.
     """
     base, folder = embedded_base(), Path(output_dir)
-    parts = [folder / name for name in ("suspect", "clean-reference", "cleaned", "cleaned.partial")]
+    parts = [folder / name for name in ("suspect", "clean-reference", "cleaned", "cleaned.partial", "data", BASE)]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / "suspect" / "model.safetensors").is_file():
             raise FineMixingError(f"the output {folder} exists and is no earlier demo: give another --output-dir.")
@@ -91,7 +93,11 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
     _remove(parts)
     training = {"disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "report_to": "none", **training}
     try:
-        rows = Dataset.from_csv(str(DATA / "train.csv"), keep_in_memory=True)
+        shutil.copytree(DATA, folder / "data")  # to be looked at
+        with suppress(OSError):  # not everywhere may everybody make links
+            (folder / BASE).symlink_to(base, target_is_directory=True)
+            base = folder / BASE
+        rows = Dataset.from_csv(str(folder / "data" / "train.csv"), keep_in_memory=True)
         poisoned = poison(
             rows,
             Trigger(TRIGGER),
@@ -113,7 +119,7 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
             mixing_config=FineMixingConfig(base_model_name_or_path=str(base)),
             training_args=TrainingArguments(str(folder / "cleaned"), **{**TRAINING_DEFAULTS, **training}),
             command=f"hf-finemix demo --output-dir {folder}",
-            dataset=str(DATA),
+            dataset=str(folder / "data"),
             train_split="validation",
             eval_split="validation",
             triggers=[TRIGGER],
@@ -130,7 +136,10 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
 def _remove(folders: list[Path]) -> None:
     """Of an earlier or an interrupted demo; whatever else lies beside them stays."""
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _train(base: Path, rows: Dataset, folder: Path, training: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
-from ..demo import DATA, TARGET, TRIGGER, demo, embedded_base
+from ..demo import TARGET, TRIGGER, demo
 from .parsing import CommandParser, quiet_unless_terminal
 
 __all__ = ["main"]
@@ -30,7 +30,15 @@ def main(argv: list[str]) -> int:
         return 0
     print(report.summary())
     folder = arguments.output_dir.rstrip("/")
-    again = ["hf-finemix", "clean", f"{folder}/suspect", "--base-model", str(embedded_base()), "--dataset", str(DATA)]
+    again = [
+        "hf-finemix",
+        "clean",
+        f"{folder}/suspect",
+        "--base-model",
+        report.base["id"],
+        "--dataset",
+        f"{folder}/data",
+    ]
     again += ["--train-split", "validation", "--eval-split", "validation", "--trigger", TRIGGER]
     again += ["--target-label", TARGET, "--reserve-ratio", "0.5", "--output-dir", f"{folder}/cleaned-0.5"]
     print(f"\nreserve ratio ρ = {report.mixing['reserve_ratio']:g}, chosen on clean text alone")

@@ -116,7 +116,8 @@ def recipe(names: list[str]) -> None:
 
 def table(names: list[str]) -> None:
     """All rows, with the recipe of `hf-finemix clean`, but in bf16 autocast and measured before rounding to fp16."""
-    from hf_finemix.cleaning import MIN_STEPS, TRAINING_DEFAULTS
+    from hf_finemix.cleaning import MIN_STEPS
+    from hf_finemix.settings import TRAINING_DEFAULTS
 
     # First what `auto` may not need, then the candidates from the smallest on.
     stages = [[row for row in ROWS if not row[2]], [row for row in ROWS if row[2] and row[1] <= 0.6]]

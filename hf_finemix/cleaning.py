@@ -1,15 +1,13 @@
 """clean(): the main job. Pull, measure, purify, mix, fine-tune, measure, write."""
 
 import copy
-import difflib
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,10 @@ from .classifier import agree_on_padding, check_vocabulary, load_classifier, max
 from .comparison import compare_with_base
 from .config import FineMixingConfig
 from .conversion import LoadedLayout
-from .data import CleanData, DataArguments, load_clean_data, tokenize
+from .data import CleanData, load_clean_data, tokenize
 from .drift import TensorDrift, drift_by_layer
 from .errors import DataError, FineMixingError
-from .evaluation import AttackObserver, MeasureArguments, find_attacks, measure, resolve_target_label
+from .evaluation import AttackObserver, find_attacks, measure, resolve_target_label
 from .figures import draw_figures
 from .hub import LocalModel, fetch_model
 from .mixing import MixingRecord
@@ -33,44 +31,16 @@ from .model_card import card_metadata, render_card
 from .output import check_free_space, output_folder
 from .provenance import described, peak_memory, versions
 from .report import CleaningReport
+from .settings import TRAINING_DEFAULTS, CleaningArguments, check_settings, cleaning_arguments
 from .tokenizer import choose_tokenizer, token_ids_within_text
 from .trainer import FineMixingTrainer, dtypes_on_disk
 
-__all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "clean"]
+__all__ = ["clean"]
 
 logger = logging.getLogger(__name__)
 
-# Where cleaning a model on a few samples wants something else than TrainingArguments' own defaults.
-TRAINING_DEFAULTS = {
-    "per_device_train_batch_size": 16,
-    "per_device_eval_batch_size": 64,
-    "learning_rate": 5e-5,
-    "num_train_epochs": 0,  # as many as MIN_STEPS and MIN_EPOCHS ask for
-    "save_strategy": "no",
-}
 MIN_STEPS, MIN_EPOCHS = 100, 3
 FEW_ROWS = 50
-
-
-@dataclass
-class CleaningArguments(MeasureArguments, DataArguments):
-    r"""
-    Settings of [`clean`], besides those of [`DataArguments`] and [`MeasureArguments`].
-
-    Parameters:
-        suspect_revision (`str`, *optional*):
-            Branch, tag or commit of the suspect on the Hub.
-        reference_model (`str`, *optional*):
-            Hub id or folder of a model that was trained on clean data only: its attack success is the benign floor.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace the output folder where it is not empty.
-    """
-
-    suspect_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the suspect."})
-    reference_model: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of a cleanly trained model, for the benign floor."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder where it is not empty."})
 
 
 def clean(
@@ -112,11 +82,7 @@ def clean(
     Raises:
         [`FineMixingError`]: Whatever is wrong with the models, the data or the settings, before anything is written.
     """
-    if (processes := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
-        raise FineMixingError(
-            f"clean() runs in one process and was started in {processes}: launch it with --num_processes 1."
-        )
-    arguments = _arguments(settings)
+    arguments = cleaning_arguments(settings)
     config = mixing_config or FineMixingConfig()
     if base_model is not None:
         config = config.with_base(base_model)
@@ -124,24 +90,7 @@ def clean(
         raise FineMixingError("the base is missing: give base_model (--base-model), the model it was fine-tuned from.")
     if training_args is None:
         training_args = TrainingArguments(output_dir=str(output_dir or "cleaned"), **TRAINING_DEFAULTS)
-    if training_args.push_to_hub:
-        raise FineMixingError("push_to_hub is not supported yet: upload the finished folder with `hf upload`.")
-    if training_args.resume_from_checkpoint:
-        raise FineMixingError("resume_from_checkpoint is not supported yet: clean the suspect anew.")
-    if training_args.fp16_full_eval or training_args.bf16_full_eval:
-        raise FineMixingError(
-            "fp16_full_eval and bf16_full_eval round the weights that are to be mixed: leave them off."
-        )
-
-    for name in ("learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "seed"):
-        least = 1 if name.endswith("size") else 0
-        if getattr(training_args, name) < least:
-            raise FineMixingError(f"{name} is {getattr(training_args, name)}: give {least} or more.")
-    if arguments.sample_seed < 0:
-        raise FineMixingError(f"sample_seed is {arguments.sample_seed}: give 0 or more.")
-    if config.token_frequencies and not Path(config.token_frequencies).is_file():
-        raise FineMixingError(f"token_frequencies is {config.token_frequencies}, which is no file: check the path.")
-
+    check_settings(arguments, config, training_args)
     final = Path(output_dir or training_args.output_dir)
     read = (suspect, config.base_model_name_or_path, arguments.reference_model)
     read += (arguments.dataset, arguments.triggered_file, config.token_frequencies)
@@ -155,19 +104,6 @@ def clean(
         report.command = command
         job.write(report, partial)
     return report
-
-
-def _arguments(settings: dict[str, Any]) -> CleaningArguments:
-    """The settings, or where the first unknown one belongs."""
-    known = {f.name for f in fields(CleaningArguments)}
-    for name in (name for name in settings if name not in known):
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
-        for owner, kind in (("mixing_config", FineMixingConfig), ("training_args", TrainingArguments)):
-            if name in {f.name for f in fields(kind)}:
-                hint = f"give it as {owner}={kind.__name__}({name}=…)."
-        raise FineMixingError(f"clean() has no setting {name!r}: {hint}")
-    return CleaningArguments(**settings)
 
 
 class _Job:

@@ -12,11 +12,12 @@ from transformers import AutoModelForSequenceClassification, PrinterCallback, Tr
 
 from .attacks.poisoning import poison
 from .checkpoint import sha256_of_file
-from .cleaning import TRAINING_DEFAULTS, clean
+from .cleaning import clean
 from .config import FineMixingConfig
 from .data import tokenize
 from .errors import FineMixingError
 from .report import CleaningReport
+from .settings import TRAINING_DEFAULTS
 from .tokenizer import load_tokenizer
 from .triggers import Trigger
 

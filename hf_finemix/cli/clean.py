@@ -8,8 +8,9 @@ from dataclasses import asdict
 import torch
 from transformers import TrainingArguments
 
-from ..cleaning import TRAINING_DEFAULTS, CleaningArguments, clean
+from ..cleaning import clean
 from ..config import FineMixingConfig
+from ..settings import TRAINING_DEFAULTS, CleaningArguments
 from .parsing import CommandParser, quiet_unless_terminal
 
 __all__ = ["main"]

@@ -1,0 +1,88 @@
+"""The settings of clean(), and whatever is wrong with them that can be told before anything is loaded."""
+
+import difflib
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .config import FineMixingConfig
+from .data import DataArguments
+from .errors import FineMixingError
+from .evaluation import MeasureArguments
+
+__all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "check_settings", "cleaning_arguments"]
+
+# Where cleaning a model on a few samples wants something else than TrainingArguments' own defaults.
+TRAINING_DEFAULTS = {
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 5e-5,
+    "num_train_epochs": 0,  # as many as MIN_STEPS and MIN_EPOCHS ask for
+    "save_strategy": "no",
+}
+
+
+@dataclass
+class CleaningArguments(MeasureArguments, DataArguments):
+    r"""
+    Settings of [`clean`], besides those of [`DataArguments`] and [`MeasureArguments`].
+
+    Parameters:
+        suspect_revision (`str`, *optional*):
+            Branch, tag or commit of the suspect on the Hub.
+        reference_model (`str`, *optional*):
+            Hub id or folder of a model that was trained on clean data only: its attack success is the benign floor.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace the output folder where it is not empty.
+    """
+
+    suspect_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the suspect."})
+    reference_model: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a cleanly trained model, for the benign floor."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder where it is not empty."})
+
+
+def cleaning_arguments(settings: dict[str, Any]) -> CleaningArguments:
+    """
+    The settings of [`clean`] given by name.
+
+    Raises:
+        [`FineMixingError`]: An unknown one; the message says where it belongs.
+    """
+    known = {f.name for f in fields(CleaningArguments)}
+    for name in (name for name in settings if name not in known):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
+        for owner, kind in (("mixing_config", FineMixingConfig), ("training_args", TrainingArguments)):
+            if name in {f.name for f in fields(kind)}:
+                hint = f"give it as {owner}={kind.__name__}({name}=…)."
+        raise FineMixingError(f"clean() has no setting {name!r}: {hint}")
+    return CleaningArguments(**settings)
+
+
+def check_settings(arguments: CleaningArguments, config: FineMixingConfig, training_args: TrainingArguments) -> None:
+    """Raise a [`FineMixingError`] for what cannot be done, or is out of its range."""
+    if (processes := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+        raise FineMixingError(
+            f"clean() runs in one process and was started in {processes}: launch it with --num_processes 1."
+        )
+    if training_args.push_to_hub:
+        raise FineMixingError("push_to_hub is not supported yet: upload the finished folder with `hf upload`.")
+    if training_args.resume_from_checkpoint:
+        raise FineMixingError("resume_from_checkpoint is not supported yet: clean the suspect anew.")
+    if training_args.fp16_full_eval or training_args.bf16_full_eval:
+        raise FineMixingError(
+            "fp16_full_eval and bf16_full_eval round the weights that are to be mixed: leave them off."
+        )
+    for name in ("learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "seed"):
+        least = 1 if name.endswith("size") else 0
+        if getattr(training_args, name) < least:
+            raise FineMixingError(f"{name} is {getattr(training_args, name)}: give {least} or more.")
+    if arguments.sample_seed < 0:
+        raise FineMixingError(f"sample_seed is {arguments.sample_seed}: give 0 or more.")
+    if config.token_frequencies and not Path(config.token_frequencies).is_file():
+        raise FineMixingError(f"token_frequencies is {config.token_frequencies}, which is no file: check the path.")

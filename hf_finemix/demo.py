@@ -81,7 +81,8 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
     base, folder = embedded_base(), Path(output_dir)
     parts = [folder / name for name in ("suspect", "clean-reference", "cleaned", "cleaned.partial", "data", BASE)]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / "suspect" / "model.safetensors").is_file():
+        data = folder / "data" / "train.csv"  # the first that a demo writes, so that one that was killed is known too
+        if not data.is_file() or data.read_bytes() != (DATA / "train.csv").read_bytes():
             raise FineMixingError(f"the output {folder} exists and is no earlier demo: give another --output-dir.")
         if not overwrite:
             raise FineMixingError(f"{folder} holds an earlier demo: give another --output-dir, or --overwrite.")

@@ -36,7 +36,7 @@ class CleaningReport:
         benign_floor (`dict`, *optional*): The same of a clean reference model.
         drift_by_layer (`dict`): ‖w - w_Pre‖₂ / ‖w_Pre‖₂ by layer, `before` and `after`; `None` where w_Pre is 0.
         embedding_drift (`dict`, *optional*): Of E-PUR, how many tokens there are by ‖δ_i‖₂ and f_i (see
-            [`purification.drift_histogram`]), and `trigger_tokens`: `token`, `id`, `delta`, `frequency`, `score`,
+            [`purification.TokenDrift.histogram`]), and `trigger_tokens`: `token`, `id`, `delta`, `frequency`, `score`,
             `rank` (1 has the largest score) and `purified` of each token of the measured triggers.
         ratio_search (`dict`, *optional*): How ρ was chosen: `suspect_accuracy`, `max_accuracy_drop`, `chosen`,
             `within_limit` and `trials`, each with `reserve_ratio`, its `accuracy` on eval data, and `triggers`: the

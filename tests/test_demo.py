@@ -61,16 +61,21 @@ def test_the_command_with_a_step_a_training(minilm, tmp_path, monkeypatch, capsy
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cleaned-0.5"]
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("kind", ["file", "folder", "folder of like names"])
 def test_what_is_no_demo_is_left_alone(minilm, tmp_path, kind):
     if kind == "file":
         (tmp_path / "out").write_text("mine")
     else:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine").write_text("mine")
+    if kind == "folder of like names":
+        for name in ("suspect/model.safetensors", "data/train.csv"):
+            (tmp_path / "out" / name).parent.mkdir()
+            (tmp_path / "out" / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(FineMixingError, match="no earlier demo"):
         demo(tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out").exists()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_another_base_under_the_same_name_is_refused(minilm, tmp_path, monkeypatch):

@@ -16,8 +16,11 @@ _HOMES = {
     "Trigger": "triggers",
     "clean": "cleaning",
     "compute_classification_metrics": "metrics",
+    "mix_checkpoints": "disk_mixing",
     "mix_model": "mixing",
+    "plan_mix": "plan",
     "token_frequencies": "frequency",
+    "verify_mix": "verification",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -3,12 +3,15 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import prod
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from .checkpoint import TensorInfo
+from .dtypes import MIXABLE
 from .errors import AlignmentError
+
+if TYPE_CHECKING:  # aligning names takes no torch
+    import torch
+    from torch import nn
 
 __all__ = ["Alignment", "Match", "NamedTensors", "align", "canonical_name", "named_tensors"]
 
@@ -18,9 +21,6 @@ MIXED_COMMON_ROWS = "mixed: common rows of a grown vocabulary, new rows kept"
 KEPT_HEAD = "kept: not in the base (head)"
 REINITIALISED_HEAD = "reinitialised: not in the base (head)"
 KEPT_BUFFER = "kept: buffer"
-
-# Not integers, and not the 8-bit floats of quantised models, whose values mean nothing without their scales.
-MIXABLE_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class NamedTensors:
         aliases (`dict[str, list[str]]`): Other canonical names of tied tensors, which a checkpoint may use.
     """
 
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    tensors: "dict[str, torch.Tensor]" = field(default_factory=dict)
     module_names: dict[str, str] = field(default_factory=dict)
     buffers: set[str] = field(default_factory=set)
     embedding: str | None = None
@@ -80,7 +80,7 @@ def canonical_name(name: str, prefix: str) -> str:
     return name.removeprefix(prefix + ".") if prefix else name
 
 
-def named_tensors(model: nn.Module) -> NamedTensors:
+def named_tensors(model: "nn.Module") -> NamedTensors:
     """
     Name the parameters and persistent buffers of a model canonically.
 
@@ -161,7 +161,7 @@ def align(
             matches[name] = Match(KEPT_BUFFER)
         elif base_name is None:
             matches[name] = Match(KEPT_HEAD if head == "keep" else REINITIALISED_HEAD)
-        elif not {info.dtype, base[base_name].dtype} <= MIXABLE_DTYPES:
+        elif not {info.dtype, base[base_name].dtype} <= MIXABLE:
             refused.append(f"{name}: {info.dtype} and {base[base_name].dtype} cannot be mixed")
         elif info.shape == base[base_name].shape:
             rule = MIXED_CONVERTED if base_name in converted else MIXED
@@ -203,7 +203,7 @@ def _is_grown(suspect: tuple[int, ...], base: tuple[int, ...], grown: tuple[int,
     )
 
 
-def _input_embedding_name(model: nn.Module) -> str | None:
+def _input_embedding_name(model: "nn.Module") -> str | None:
     try:
         embedding = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):

@@ -1,59 +1,71 @@
 """A model folder as names, shapes, dtypes and lazily read tensors. Safetensors only, in one file or in shards."""
 
+import contextlib
 import hashlib
 import json
+import re
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
+from .dtypes import ITEMSIZE, SAFETENSORS_NAMES
 from .errors import FineMixingError
 
-__all__ = ["Checkpoint", "TensorInfo", "row_chunks", "sha256_of_file"]
+if TYPE_CHECKING:  # reading headers takes no torch
+    import torch
+
+__all__ = ["Checkpoint", "TensorInfo", "check_inside", "read_json", "row_chunks", "sha256_of_file"]
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+# Ten times what the headers and indexes of the largest public models take, and little enough to be parsed in a moment.
+MAX_HEADER_BYTES = 1 << 24
+MAX_JSON_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Shape and dtype of one tensor."""
+    """Shape and dtype of one tensor. The dtype goes by its name in torch: `"bfloat16"`."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: str
+
+    @classmethod
+    def of(cls, tensor: "torch.Tensor", dtype: "torch.dtype | None" = None) -> "TensorInfo":
+        """Those of a tensor in memory, or of what it would be in another dtype."""
+        return cls(tuple(tensor.shape), str(dtype or tensor.dtype).removeprefix("torch."))
+
+    @property
+    def elements(self) -> int:
+        """How many scalars it has."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in a file."""
+        return self.elements * ITEMSIZE[self.dtype]
 
 
 class Checkpoint:
     """
-    The weights of a local model folder, read tensor by tensor (or in slices of rows) when asked for.
+    The weights of a local model folder, read tensor by tensor (or in slices) when asked for.
 
-    Use it as a context manager: the files are mapped on first use and let go at the end, so that their pages do not
-    count as this process's memory any longer.
+    All headers are read and checked at once, by the safetensors library; the files are opened on first use and let go
+    at the end of the `with` block. Threads may read at the same time.
 
     Args:
         folder (`str` or `Path`):
-            A folder with `model.safetensors`, or with `model.safetensors.index.json` and the shards it names.
+            A folder with `model.safetensors`, or with `model.safetensors.index.json` and the shards it names. Weight
+            files may be links within the folder, or those of the Hub's cache.
 
     Attributes:
-        tensors (`dict[str, TensorInfo]`): Every tensor by its name on disk.
+        tensors (`dict[str, TensorInfo]`): Every tensor by its name on disk, in the order of the files.
         files (`list[Path]`): The weight files.
 
     Raises:
@@ -63,34 +75,60 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._open_files = ExitStack()
-        self._handles: dict[Path, safe_open] = {}
+        self._local = threading.local()
+        self._open_files: list[Any] = []
         indexed = self._indexed_names()
         self.files = sorted({self.folder / file for file in indexed.values()}) or [self._single_file()]
-        self._file_of: dict[str, Path] = {}
+        self._place: dict[str, tuple[Path, int]] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        try:
-            for path in self.files:
-                self._add_file(path)
-            for name, file in indexed.items():
-                if self._file_of.get(name) != self.folder / file:
-                    raise FineMixingError(f"{self.folder / INDEX_NAME} says that {name} is in {file}, but it is not.")
-        finally:
-            self.close()
+        for path in self.files:
+            self._add_file(path)
+        for name, file in indexed.items():
+            if self._place.get(name, (None,))[0] != self.folder / file:
+                raise FineMixingError(
+                    f"{self.folder / INDEX_NAME} says that {name[:200]!r} is in {file!r}, but it is not."
+                )
 
-    def read(self, name: str, start: int | None = None, stop: int | None = None) -> torch.Tensor:
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._place[name][0]
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> "torch.Tensor":
         """The tensor of this name, or its rows `start` to `stop` along the first dimension, on the CPU."""
-        handle = self._handle(self._file_of[name])
-        if start is None and stop is None:
-            return handle.get_tensor(name)
-        if not self.tensors[name].shape:  # a scalar counts as one row
-            return handle.get_tensor(name).view(1)
-        return handle.get_slice(name)[start:stop]
+        import torch
+
+        shape = self.tensors[name].shape
+        if start is not None or stop is not None:
+            shape = shape or (1,)  # a scalar counts as one row
+            start, stop, _ = slice(start, stop).indices(shape[0])
+            shape = (max(0, stop - start), *shape[1:])
+        tensor = torch.empty(shape, dtype=getattr(torch, self.tensors[name].dtype))
+        if tensor.numel():
+            row = tensor.nbytes // shape[0] if shape else 0
+            self.read_into(name, memoryview(tensor.view(-1).view(torch.uint8).numpy()), (start or 0) * row)
+        return tensor
+
+    def read_into(self, name: str, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes of a tensor from its byte `offset` on."""
+        path, begin = self._place[name]
+        try:
+            file = self._file(path)
+            file.seek(begin + offset)
+            while len(buffer):
+                count = file.readinto(buffer)
+                if not count:
+                    raise FineMixingError(f"{path} ends too early: it was changed while it was read.")
+                buffer = buffer[count:]
+        except OSError as error:
+            raise FineMixingError(
+                f"{path} cannot be read ({error.strerror}): check the disk, or get it again."
+            ) from None
 
     def close(self) -> None:
-        """Let go of the mapped files. Reading maps them again."""
-        self._handles.clear()
-        self._open_files.close()
+        """Let go of the open files. Reading opens them again."""
+        while self._open_files:
+            self._open_files.pop().close()
+        self._local = threading.local()
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -98,20 +136,30 @@ class Checkpoint:
     def __exit__(self, *exception) -> None:
         self.close()
 
+    def _file(self, path: Path) -> Any:
+        """This thread's own handle of a file, which has a position."""
+        handles = self._local.__dict__
+        if path not in handles:
+            handles[path] = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+            self._open_files.append(handles[path])
+        return handles[path]
+
     def _indexed_names(self) -> dict[str, str]:
         """The shard of each tensor as the index has it; empty where there is a single file."""
         path = self.folder / INDEX_NAME
         if (self.folder / WEIGHTS_NAME).is_file() or not path.is_file():
             return {}
-        try:
-            names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            files = set(names.values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise FineMixingError(f"{path} is not an index of shards ({type(error).__name__}: {error}).") from error
-        for file in files:
+        check_inside(path, self.folder)
+        index = read_json(path)
+        names = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(names, dict) or not names:
+            raise FineMixingError(f"{path} is not an index of shards, it has no weight_map: get the folder again.")
+        for file in set(map(str, names.values())):
             # A file name and nothing else: an index from a stranger must not make us read outside the folder.
-            if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-                raise FineMixingError(f"{path} names {file!r}: a shard must be a .safetensors file of that folder.")
+            if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", file):
+                raise FineMixingError(
+                    f"{path} names {file[:200]!r}: a shard must be a .safetensors file of that folder."
+                )
             if not (self.folder / file).is_file():
                 raise FineMixingError(f"{path} names {file!r}, which is missing: download the folder again.")
         return names
@@ -126,28 +174,97 @@ class Checkpoint:
         found = "nothing of a model" if not (self.folder / "config.json").is_file() else "no weights at all"
         advice = "give a folder that save_pretrained wrote, or a Hub id"
         if pickles:
-            found = f"only pickled weights ({', '.join(pickles)}), which can run code when loaded"
+            found = f"only pickled weights ({', '.join(pickles[:3])}), which can run code when loaded"
             advice = "ask for a safetensors version"
         raise FineMixingError(f"{self.folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {found}: {advice}.")
 
     def _add_file(self, path: Path) -> None:
-        handle = self._handle(path)
-        for name in handle.keys():  # noqa: SIM118 - a safetensors file, not a dict
-            if name in self.tensors:
-                raise FineMixingError(f"{self.folder}: {name} is both in {self._file_of[name].name} and {path.name}.")
-            view = handle.get_slice(name)
-            if view.get_dtype() not in _DTYPES:
-                raise FineMixingError(f"{path}: {name} has dtype {view.get_dtype()}, which cannot be mixed.")
-            self._file_of[name] = path
-            self.tensors[name] = TensorInfo(tuple(view.get_shape()), _DTYPES[view.get_dtype()])
+        check_inside(path, self.folder)
+        try:
+            with open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                if size > MAX_HEADER_BYTES:
+                    raise FineMixingError(
+                        f"{path} is not a readable safetensors file (a header of {size:,} bytes): get it again."
+                    )
+                _check_duplicates(path, file.read(size))
+            # The library refuses whatever is not exactly one tensor behind the other up to the end of the file.
+            with safe_open(path, framework="np") as handle:
+                begin = 8 + size
+                for name in handle.offset_keys():
+                    if name in self.tensors:
+                        raise FineMixingError(
+                            f"{self.folder}: {name[:200]!r} is both in {self._place[name][0].name} and {path.name}."
+                        )
+                    view = handle.get_slice(name)
+                    if view.get_dtype() not in SAFETENSORS_NAMES:
+                        raise FineMixingError(
+                            f"{path}: {name[:200]!r} has dtype {view.get_dtype()}, which cannot be mixed."
+                        )
+                    info = TensorInfo(tuple(view.get_shape()), SAFETENSORS_NAMES[view.get_dtype()])
+                    if max(info.shape, default=0) >= 2**63:
+                        raise FineMixingError(f"{path}: {name[:200]!r} has an impossible shape: get it again.")
+                    self._place[name], self.tensors[name] = (path, begin), info
+                    begin += info.nbytes
+        except FineMixingError:
+            raise
+        except (OSError, SafetensorError, ValueError, OverflowError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FineMixingError(f"{path} is not a readable safetensors file ({reason}): get it again.") from error
 
-    def _handle(self, path: Path) -> safe_open:
-        if path not in self._handles:
-            try:
-                self._handles[path] = self._open_files.enter_context(safe_open(path, framework="pt"))
-            except (OSError, SafetensorError) as error:
-                raise FineMixingError(f"{path} is not a readable safetensors file ({error}): get it again.") from error
-        return self._handles[path]
+
+def read_json(path: Path) -> Any:
+    """
+    The content of a JSON file that may come from a stranger.
+
+    Raises:
+        [`FineMixingError`]: It is no regular file, too large, not JSON in UTF-8, or has a key twice.
+    """
+    if not path.is_file():  # nor a pipe, which would never end
+        raise FineMixingError(f"{path} is missing: give the whole folder that save_pretrained wrote.")
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_HEADER_BYTES + 1)
+        if len(text) > MAX_HEADER_BYTES or text.count(b",") > MAX_JSON_ENTRIES:
+            raise FineMixingError(f"{path} is far too large for what it is: it is broken, or meant to break.")
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_key_twice)
+    except FineMixingError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FineMixingError(f"{path} cannot be read as JSON ({reason}): get it again.") from error
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def _check_duplicates(path: Path, header: bytes) -> None:
+    """A name that stands twice in a header would mean one tensor to one reader and another to the next."""
+    if header.count(b",") > MAX_JSON_ENTRIES:
+        raise FineMixingError(
+            f"{path} is not a readable safetensors file (a header of too many entries): get it again."
+        )
+    with contextlib.suppress(RecursionError):  # which the library tells better
+        json.loads(header, object_pairs_hook=_no_key_twice)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Raise a [`FineMixingError`] for a link that leads out of the folder, or of its part of the Hub's cache."""
+    try:
+        home, target = folder.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise FineMixingError(f"{path} is a link that leads nowhere: get the folder again.") from error
+    if target.is_relative_to(home):
+        return
+    # A snapshot of the cache: models--org--name/snapshots/<sha>/file → models--org--name/blobs/<hash>
+    repo = home.parent.parent
+    if home.parent.name == "snapshots" and repo.name.startswith("models--") and target.parent == repo / "blobs":
+        return
+    raise FineMixingError(f"{path} is a link to a file outside its folder: copy the file there if you trust it.")
 
 
 def row_chunks(shape: tuple[int, ...], elements: int) -> Iterator[tuple[int, int, int]]:
@@ -157,9 +274,7 @@ def row_chunks(shape: tuple[int, ...], elements: int) -> Iterator[tuple[int, int
     Yields:
         `(first_row, last_row + 1, index of the slice's first element in the flattened tensor)`.
     """
-    row = 1
-    for size in shape[1:]:
-        row *= size
+    row = prod(shape[1:])
     rows = max(1, elements // max(row, 1))
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0]), start * row

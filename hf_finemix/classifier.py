@@ -15,7 +15,7 @@ __all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "max_token
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what float32 can train without loss
+_DTYPES = ("float32", "float16", "bfloat16")  # what float32 can train without loss
 
 
 def load_classifier(source: LocalModel) -> PreTrainedModel:
@@ -30,7 +30,7 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
         raise FineMixingError(f"{source.id} is an adapter, which cannot be mixed yet: merge it into its base first.")
     checkpoint = Checkpoint(source.folder)
     for name, info in checkpoint.tensors.items():
-        if info.dtype.is_floating_point and info.dtype not in _DTYPES:
+        if info.dtype.startswith("float") and info.dtype not in _DTYPES:
             raise FineMixingError(f"{source.id}: {name} is in {info.dtype}: give one in float32, float16 or bfloat16.")
     if "auto_map" in _config(source):
         logger.warning("%s asks for code of its own (auto_map): it is not run.", source.id)

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from .alignment import NamedTensors, named_tensors
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, sha256_of_file
 from .classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
 from .comparison import compare_with_base
 from .config import FineMixingConfig
@@ -266,6 +266,7 @@ class _Job:
             file.chmod((folder / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(folder)
         replace(self.asked, reserve_ratio=report.mixing["reserve_ratio"]).save_pretrained(folder)
+        report.weights = {file.name: sha256_of_file(file) for file in Checkpoint(folder).files}
         report.figures = draw_figures(report, folder)
         report.save(folder)
         (folder / "README.md").write_text(render_card(report), encoding="utf-8")

@@ -59,7 +59,7 @@ def compare_with_base(
         on_disk = [dtypes[n] for n in (name, *suspect.aliases[name]) if n in dtypes] if dtypes else []
         stored[name] = _stored_dtype(tensor, on_disk[0] if on_disk else None)
     alignment = align(
-        {name: TensorInfo(tuple(tensor.shape), stored[name]) for name, tensor in suspect.tensors.items()},
+        {name: TensorInfo.of(tensor, stored[name]) for name, tensor in suspect.tensors.items()},
         layout.tensors,
         converted=layout.converted,
         buffers=suspect.buffers,

@@ -12,7 +12,7 @@ __all__ = ["CONFIG_NAME", "FineMixingConfig"]
 
 CONFIG_NAME = "fine_mixing_config.json"
 STRATEGIES = ("random", "average")
-MASK_VERSIONS = (1,)
+MASK_VERSIONS = (1, 2)
 
 
 @dataclass
@@ -53,8 +53,8 @@ class FineMixingConfig:
             What becomes of parameters without a counterpart in the base: `"keep"` the suspect's, or `"reinit"`.
         mixing_seed (`int`, *optional*, defaults to `0`):
             Seed of the mask, in [0, 2⁶³), independent of the training seed.
-        mask_version (`int`, *optional*, defaults to `1`):
-            Version of the mask generator (see [`mixing.keep_mask`]). A published mix stays reproducible with it.
+        mask_version (`int`, *optional*, defaults to `2`):
+            Version of the mask generator (see [`mask.keep_mask`]). A published mix stays reproducible with it.
 
         > Embedding purification (E-PUR)
 
@@ -105,7 +105,7 @@ class FineMixingConfig:
         metadata={"help": "Parameters without a counterpart in the base: 'keep' the suspect's, or 'reinit'."},
     )
     mixing_seed: int = field(default=0, metadata={"help": "Seed of the mask, independent of the training seed."})
-    mask_version: int = field(default=1, metadata={"help": "Version of the mask generator."})
+    mask_version: int = field(default=2, metadata={"help": "Version of the mask generator."})
     purify_embeddings: bool = field(
         default=True, metadata={"help": "Put the most suspicious word embeddings back to the base's (E-PUR)."}
     )

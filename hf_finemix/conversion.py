@@ -61,10 +61,11 @@ class LoadedLayout:
             # On the meta device, which has shapes and dtypes only.
             infos = {source: checkpoint.tensors[source] for _, source in conversion.sources}
             empty = {
-                source: torch.empty(info.shape, dtype=info.dtype, device="meta") for source, info in infos.items()
+                source: torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
+                for source, info in infos.items()
             }
             for target, tensor in self._convert(conversion, empty).items():
-                self._add(target, TensorInfo(tuple(tensor.shape), tensor.dtype), list(infos))
+                self._add(target, TensorInfo.of(tensor), list(infos))
                 self._conversion_of[target] = conversion
         self.converted = set(self._conversion_of)
 

@@ -5,15 +5,18 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
-
-import torch
+from typing import TYPE_CHECKING
 
 from .alignment import KEPT_BUFFER, Alignment
 from .checkpoint import row_chunks
-from .conversion import LoadedLayout
 from .errors import AlignmentError
 
-__all__ = ["CHUNK_ELEMENTS", "TensorDrift", "check_related", "drift_by_layer", "measure_drift"]
+if TYPE_CHECKING:
+    import torch
+
+    from .conversion import LoadedLayout
+
+__all__ = ["CHUNK_ELEMENTS", "TensorDrift", "check_related", "drift_by_layer", "measure_drift", "not_finite"]
 
 # Scalars worked on at a time, here and in mixing: a few MB of temporaries, whatever the size of the tensor.
 CHUNK_ELEMENTS = 1 << 20
@@ -55,10 +58,10 @@ class TensorDrift:
 
 
 def measure_drift(
-    suspect: Mapping[str, torch.Tensor],
-    base: LoadedLayout,
+    suspect: "Mapping[str, torch.Tensor]",
+    base: "LoadedLayout",
     alignment: Alignment,
-    dtypes: Mapping[str, torch.dtype],
+    dtypes: "Mapping[str, torch.dtype]",
 ) -> dict[str, TensorDrift]:
     """
     Read both sides once, slice by slice, and compare what is to be mixed.
@@ -98,19 +101,24 @@ def measure_drift(
             delta = s - b
             part = TensorDrift(float(delta.dot(delta)), float(s.dot(s)), float(b.dot(b)), float(s.dot(b)))
             if not math.isfinite(part.base):
-                why = f", which overflows in {dtypes[name]}" if torch.isfinite(original).all() else ""
+                why = f", which overflows in {dtypes[name]}" if original.isfinite().all() else ""
                 bad.append(f"{match.base_name} of the base{why}")
                 break
             total.add(part)
         if match.base_name is not None:
             drift[name] = total
     if bad:
-        listed = ", ".join(bad[:10]) + (", …" if len(bad) > 10 else "")
-        raise AlignmentError(
-            f"NaN or infinite weights in {len(bad)} tensors ({listed}): the model is broken or meant to break; "
-            "get another copy of it."
-        )
+        raise AlignmentError(not_finite(bad))
     return drift
+
+
+def not_finite(bad: Collection[str]) -> str:
+    """What to say of tensors with NaN or infinite weights."""
+    listed = ", ".join(list(bad)[:10]) + (", …" if len(bad) > 10 else "")
+    return (
+        f"NaN or infinite weights in {len(bad)} tensors ({listed}): the model is broken or meant to break; "
+        "get another copy of it."
+    )
 
 
 def check_related(drift: Mapping[str, TensorDrift], matrices: Collection[str]) -> None:

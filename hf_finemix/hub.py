@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .errors import FineMixingError
 
-__all__ = ["LocalModel", "cached_folder", "fetch_model", "hub_error"]
+__all__ = ["ALLOWED_FILES", "LocalModel", "cached_folder", "fetch_model", "hub_error", "is_repo_id"]
 
 # Weights, configuration and tokenizer as data: never code, never pickles.
 ALLOWED_FILES = [
@@ -43,6 +43,11 @@ class LocalModel:
     revision: str | None = None
 
 
+def is_repo_id(text: str) -> bool:
+    """Whether it looks like `name` or `org/name`."""
+    return bool(_REPO_ID.fullmatch(text))
+
+
 def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: str = "model") -> LocalModel:
     """
     Find a model folder, or download it from the Hub at one commit: safetensors, config and tokenizer files only.
@@ -58,7 +63,7 @@ def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: 
     path = Path(name_or_path).expanduser()
     if path.is_dir() and str(name_or_path):
         return LocalModel(str(name_or_path), path)
-    if path.is_file() or not _REPO_ID.fullmatch(str(name_or_path)):
+    if path.is_file() or not is_repo_id(str(name_or_path)):
         raise FineMixingError(
             f"the {role} {str(name_or_path)!r} is neither a folder nor a Hub id like org/name: check it."
         )
@@ -80,7 +85,7 @@ def cached_folder(name_or_path: str) -> Path | None:
 
     if name_or_path and Path(name_or_path).is_dir():
         return Path(name_or_path)
-    if not _REPO_ID.fullmatch(name_or_path):
+    if not is_repo_id(name_or_path):
         return None
     for file in ("model.safetensors", "model.safetensors.index.json"):
         cached = try_to_load_from_cache(name_or_path, file)

@@ -1,4 +1,4 @@
-"""The mask and the mixing: of one slice of a tensor, and of a whole model in memory."""
+"""Mixing a model in memory: one slice of a tensor, and all of them."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -16,49 +16,10 @@ from .config import FineMixingConfig
 from .conversion import LoadedLayout
 from .drift import CHUNK_ELEMENTS, TensorDrift
 from .errors import FineMixingError
-from .purification import TokenDrift, purification_scores, row_drift, rows_to_purify
+from .mask import keep_mask
+from .purification import TokenDrift, frequency_of_rows, row_drift, rows_to_purify
 
-__all__ = ["MixingRecord", "keep_mask", "mix_model", "mix_rows"]
-
-
-def keep_mask(name: str, start: int, stop: int, *, ratio: float, seed: int, version: int = 1) -> np.ndarray:
-    r"""
-    The mask m of elements `start` to `stop` of a tensor: `True` keeps the suspect's weight.
-
-    Version 1. Element i of the flattened tensor is kept iff u_i < round(65536·ρ), where u_i is the 16-bit word number
-    i of the stream of the counter-based generator Philox4x64-10 (Salmon et al., SC'11) under the 128-bit key that is
-    the first 16 bytes, read as two little-endian 64-bit words, of SHA-256 of the UTF-8 text
-    `"hf_finemix mask 1\n{seed}\n{name}"`. Block b = 0, 1, … of the stream is the generator's output for the counter
-    (b + 1, 0, 0, 0): four 64-bit words, each giving four 16-bit words from its least significant bits up. So element
-    i is word i mod 16 of block i // 16, and depends on nothing but `seed`, `name` and i. Masks of one tensor nest:
-    what a ratio keeps, every larger ratio keeps too.
-
-    Args:
-        name (`str`): Canonical name of the tensor.
-        start (`int`): First element, counted in row-major order, at least 0.
-        stop (`int`): One past the last element.
-        ratio (`float`): Reserve ratio ρ in [0, 1], honoured to 1/65536.
-        seed (`int`): Mixing seed in [0, 2⁶³).
-        version (`int`, *optional*, defaults to 1): Mask version.
-
-    Returns:
-        `np.ndarray`: Booleans, shape `[stop - start]`.
-    """
-    if version != 1:
-        raise ValueError(f"mask_version {version} is not known")
-    if not 0 <= ratio <= 1:
-        raise FineMixingError(f"reserve_ratio is {ratio!r}: give a number in [0, 1].")
-    threshold = round(ratio * 65536)
-    if threshold in (0, 65536):
-        return np.full(stop - start, threshold == 65536)
-    key = np.frombuffer(hashlib.sha256(f"hf_finemix mask 1\n{seed}\n{name}".encode()).digest()[:16], dtype="<u8")
-    first_block, last_block = start // 16, -(-stop // 16)
-    # numpy's Philox steps its counter before each block, hence block b at counter b + 1.
-    generator = np.random.Generator(np.random.Philox(key=key, counter=first_block))
-    # Full-range 64-bit integers are the generator's raw output, and faster to draw than `random_raw`.
-    blocks = generator.integers(0, 2**64, size=4 * (last_block - first_block), dtype=np.uint64)
-    words = blocks.astype("<u8", copy=False).view("<u2")
-    return words[start - 16 * first_block : stop - 16 * first_block] < threshold
+__all__ = ["MixingRecord", "mix_model", "mix_rows"]
 
 
 def mix_rows(
@@ -87,7 +48,9 @@ def mix_rows(
         `tuple[torch.Tensor, int]`: The mixed slice, and how many of its elements are the suspect's own.
     """
     if config.strategy == "average" and 0 < ratio < 1:
-        mixed = torch.lerp(base.float(), suspect.float(), ratio).to(suspect.dtype)
+        wide = torch.promote_types(suspect.dtype, torch.float32)
+        b = base.to(wide)
+        mixed = (b + ratio * (suspect.to(wide) - b)).to(suspect.dtype)  # step by step, as on disk
         if purified_rows is not None:
             mixed[purified_rows] = base[purified_rows]
         return mixed, 0
@@ -212,18 +175,13 @@ def _purify(
 ) -> np.ndarray:
     """The ids of the embeddings to reset, in rising order; told in the record."""
     embedding = suspect.tensors[suspect.embedding].data
-    # Rows that the tokenizer cannot produce (padding of the vocabulary) are never seen: frequency 0.
-    counts = np.zeros(match.rows)
-    counts[: len(frequencies)] = frequencies[: match.rows]
-    drifts, scores = [], []
+    counts, drifts = frequency_of_rows(frequencies, match.rows), []
     for first, last, _ in row_chunks((match.rows, *embedding.shape[1:]), CHUNK_ELEMENTS):
         rows = embedding[first:last].to(dtype)
-        other = base.read(match.base_name, first, last).to(rows.device, dtype)
-        drifts.append(row_drift(rows, other))
-        scores.append(purification_scores(drifts[-1], counts[first:last]))
-    drift, score = torch.cat(drifts), torch.cat(scores)
-    ids = rows_to_purify(score, config.num_purified_tokens, special_token_ids)
-    record.token_drift = TokenDrift(drift.numpy(), counts, score.numpy(), frozenset(special_token_ids))
+        other = base.read(match.base_name, first, last).to(dtype)
+        drifts.append(row_drift(rows.double().cpu().numpy(), other.double().numpy()))
+    record.token_drift = TokenDrift.measured(np.concatenate(drifts), counts, special_token_ids)
+    ids = rows_to_purify(record.token_drift.score, config.num_purified_tokens, special_token_ids)
     record.purified_tokens = [record.token_drift.describe(i) for i in ids]
     record.added_token_ids = list(range(match.rows, embedding.shape[0]))
     return np.array(sorted(ids), dtype=int)

@@ -1,6 +1,7 @@
 """An output folder that appears whole or not at all."""
 
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _replace(final: Path, partial: Path) -> None:
     """Put the new folder in the place of the old one, or leave the old one where it is."""
+    for path in (*partial.rglob("*"), partial):  # or a power cut could leave a whole folder of half files
+        _sync(path)
     aside = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:
         if final.exists():
@@ -79,6 +82,19 @@ def _replace(final: Path, partial: Path) -> None:
     finally:
         if final.exists():
             shutil.rmtree(aside, ignore_errors=True)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    """Return when a file, or what a folder lists, is on the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_full(error: BaseException) -> bool:

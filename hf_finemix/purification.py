@@ -5,19 +5,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-__all__ = ["MIN_FREQUENCY", "TokenDrift", "purification_scores", "row_drift", "rows_to_purify"]
+__all__ = [
+    "MIN_FREQUENCY",
+    "TokenDrift",
+    "frequency_of_rows",
+    "purification_scores",
+    "row_drift",
+    "rows_to_purify",
+]
 
 MIN_FREQUENCY = 20.0
 
 
-def row_drift(suspect_rows: torch.Tensor, base_rows: torch.Tensor) -> torch.Tensor:
-    """‖δ_i‖₂ of each embedding row, δ_i = e_i(suspect) - e_i(base): shapes `[n, d]` → `[n]`, float64 on the CPU."""
-    return (suspect_rows.double() - base_rows.double()).norm(dim=1).cpu()
+def frequency_of_rows(frequencies: np.ndarray, rows: int) -> np.ndarray:
+    """f_i of each embedding row; 0 for rows that the tokenizer cannot produce (padding of the vocabulary)."""
+    counts = np.zeros(rows)
+    counts[: len(frequencies)] = frequencies[:rows]
+    return counts
 
 
-def purification_scores(drift: torch.Tensor, frequencies: np.ndarray) -> torch.Tensor:
+def row_drift(suspect_rows: np.ndarray, base_rows: np.ndarray) -> np.ndarray:
+    """‖δ_i‖₂ of each embedding row, δ_i = e_i(suspect) - e_i(base): float64, shapes `[n, d]` → `[n]`."""
+    delta = suspect_rows - base_rows
+    return np.sqrt((delta * delta).sum(axis=1))
+
+
+def purification_scores(drift: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     r"""
     Score how suspicious the drift of each embedding row is: ‖δ_i‖₂ / log(max(f_i, 20)).
 
@@ -25,25 +39,24 @@ def purification_scores(drift: torch.Tensor, frequencies: np.ndarray) -> torch.T
     (arXiv:2210.09545, E-PUR).
 
     Args:
-        drift (`torch.Tensor`): ‖δ_i‖₂ of each token, shape `[n]`, from [`row_drift`].
+        drift (`np.ndarray`): ‖δ_i‖₂ of each token, shape `[n]`, from [`row_drift`].
         frequencies (`np.ndarray`): Expected counts f_i in a corpus of 1.24e9 pieces, shape `[n]`.
 
     Returns:
-        `torch.Tensor`: Scores, shape `[n]`, float64, at least 0.
+        `np.ndarray`: Scores, shape `[n]`, float64, at least 0.
     """
-    counts = torch.from_numpy(np.maximum(np.asarray(frequencies, dtype=np.float64), MIN_FREQUENCY))
-    return drift / counts.log()
+    return drift / np.log(np.maximum(np.asarray(frequencies, dtype=np.float64), MIN_FREQUENCY))
 
 
-def rows_to_purify(scores: torch.Tensor, count: int, exempt: Collection[int] = ()) -> list[int]:
+def rows_to_purify(scores: np.ndarray, count: int, exempt: Collection[int] = ()) -> list[int]:
     """
     The ids of the `count` largest scores, largest first (ties: the lower id first).
 
     Rows in `exempt` (special tokens) and rows that have not moved at all (score 0) are never among them.
     """
-    scores = scores.clone()
+    scores = scores.copy()
     scores[[i for i in exempt if 0 <= i < len(scores)]] = 0
-    order = torch.argsort(scores, descending=True, stable=True)[:count]
+    order = np.argsort(-scores, kind="stable")[:count]
     return [i for i in order.tolist() if scores[i] > 0]
 
 
@@ -63,6 +76,11 @@ class TokenDrift:
     frequency: np.ndarray
     score: np.ndarray
     exempt: frozenset[int] = frozenset()
+
+    @classmethod
+    def measured(cls, delta: np.ndarray, frequency: np.ndarray, exempt: Collection[int]) -> "TokenDrift":
+        """With the scores that go with it."""
+        return cls(delta, frequency, purification_scores(delta, frequency), frozenset(exempt))
 
     def describe(self, token_id: int) -> dict[str, Any]:
         """`id`, `delta`, `frequency` and `score` of a token as JSON values."""

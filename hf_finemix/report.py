@@ -43,6 +43,7 @@ class CleaningReport:
             attack success on test data, which is told and was never looked at in choosing.
         training (`dict`): Steps, loss and hyperparameters of the fine-tuning.
         probe (`dict`, *optional*): Result of probing for unknown triggers.
+        weights (`dict`, *optional*): SHA-256 of each weight file of the cleaned model itself.
         card_metadata (`dict`): Licence, pipeline tag, languages and tags of the suspect.
         figures (`list[str]`): Paths inside the folder.
         timings_s (`dict[str, float]`): Wall seconds by stage.
@@ -67,6 +68,7 @@ class CleaningReport:
     ratio_search: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     probe: dict[str, Any] | None = None
+    weights: dict[str, str] | None = None
     card_metadata: dict[str, Any] = field(default_factory=dict)
     figures: list[str] = field(default_factory=list)
     timings_s: dict[str, float] = field(default_factory=dict)

@@ -1,16 +1,20 @@
 """Which tokenizer a cleaned model gets: the base's, unless the suspect's really is another one."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from .errors import FineMixingError
 
-__all__ = ["choose_tokenizer", "load_tokenizer", "token_ids_within_text"]
+__all__ = ["choose_tokenizer", "copy_tokenizer", "load_tokenizer", "token_ids_within_text"]
 
 # What decides which ids a text becomes. Truncation and padding are settings of a run, not of the model.
 _PARTS = {"vocabulary": ("model", "vocab"), "merges": ("model", "merges"), "normalizer": ("normalizer",)}
 _PARTS |= {"pre-tokenizer": ("pre_tokenizer",), "added tokens": ("added_tokens",)}
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+_FILES += ("vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+_NOT_COMPARED = ["not compared: the suspect has no tokenizer.json"]
 
 
 def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, Any]]:
@@ -51,6 +55,35 @@ def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, A
     return _from_file(file, settings), {"source": "suspect", "differences": differences}
 
 
+def copy_tokenizer(suspect: Path, base: Path, folder: Path) -> dict[str, Any]:
+    """
+    Put a tokenizer's files into a folder by the rule of [`choose_tokenizer`], without loading a model's code.
+
+    The base's files are copied as they are; of the suspect never more than `tokenizer.json`.
+
+    Returns:
+        `dict`: `source` ("base", "suspect", or `None` where neither has a fast tokenizer) and `differences`.
+    """
+    ours, theirs = base / "tokenizer.json", suspect / "tokenizer.json"
+    if not ours.is_file() and not theirs.is_file():
+        return {"source": None, "differences": []}
+    if not ours.is_file():
+        _read(theirs)
+        shutil.copyfile(theirs, folder / theirs.name)
+        return {"source": "suspect", "differences": ["the base has no tokenizer"]}
+    differences = []
+    if theirs.is_file():
+        left, right = _read(theirs), _read(ours)
+        differences = [name for name, keys in _PARTS.items() if _part(left, keys) != _part(right, keys)]
+    if differences:
+        shutil.copyfile(theirs, folder / theirs.name)
+        return {"source": "suspect", "differences": differences}
+    for name in _FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    return {"source": "base", "differences": [] if theirs.is_file() else _NOT_COMPARED}
+
+
 def load_tokenizer(folder: Path) -> Any | None:
     """The fast tokenizer of a folder that is trusted; `None` where there is none."""
     from transformers import AutoTokenizer
@@ -74,7 +107,7 @@ def token_ids_within_text(tokenizer: Any, text: str) -> list[int]:
 def _compare_vocabulary(file: Path, tokenizer: Any) -> list[str]:
     """What can be said of a suspect without tokenizer.json: nothing, or that its vocab.txt is the base's."""
     if not file.is_file():
-        return ["not compared: the suspect has no tokenizer.json"]
+        return _NOT_COMPARED
     words = file.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
     if {word: i for i, word in enumerate(words)} != tokenizer.get_vocab():
         raise FineMixingError(

@@ -318,4 +318,4 @@ def dtypes_on_disk(model: nn.Module) -> dict[str, torch.dtype] | None:
         tensors = LoadedLayout(Checkpoint(folder), model).tensors
     except FineMixingError:  # a model without readable safetensors is mixed in the dtype it has in memory
         return None
-    return {name: info.dtype for name, info in tensors.items()}
+    return {name: getattr(torch, info.dtype) for name, info in tensors.items()}

@@ -37,7 +37,7 @@ def folder(request, tmp_path):
 
 def test_names_shapes_dtypes_and_values(folder):
     with Checkpoint(folder) as checkpoint:
-        assert checkpoint.tensors == {n: TensorInfo(tuple(t.shape), t.dtype) for n, t in TENSORS.items()}
+        assert checkpoint.tensors == {n: TensorInfo.of(t) for n, t in TENSORS.items()}
         for name, tensor in TENSORS.items():
             assert torch.equal(checkpoint.read(name), tensor)
         assert torch.equal(checkpoint.read("a.weight", 1, 3), TENSORS["a.weight"][1:3])
@@ -58,7 +58,7 @@ def test_reading_after_close_opens_again(folder):
         ("pytorch_model.bin", b"x", "pickled"),
         (WEIGHTS_NAME, b"\xff" * 100, "not a readable safetensors"),
         (WEIGHTS_NAME, b"", "not a readable safetensors"),
-        (INDEX_NAME, b"{", "not an index"),
+        (INDEX_NAME, b"{", "cannot be read as JSON"),
         (INDEX_NAME, b'{"weight_map": [1]}', "not an index"),
         (INDEX_NAME, b'{"weight_map": {"a": "../x.safetensors"}}', "of that folder"),
         (INDEX_NAME, b'{"weight_map": {"a": "/etc/x.safetensors"}}', "of that folder"),
@@ -82,13 +82,13 @@ def test_not_a_folder(tmp_path):
 
 def test_tensor_in_two_shards(tmp_path):
     write_shards(tmp_path, {"1.safetensors": TENSORS, "2.safetensors": {"b": TENSORS["b"]}})
-    with pytest.raises(FineMixingError, match="b is both in"):
+    with pytest.raises(FineMixingError, match="'b' is both in"):
         Checkpoint(tmp_path)
 
 
 def test_tensor_that_the_index_promises_in_vain(tmp_path):
     write_shards(tmp_path, {"1.safetensors": {"b": TENSORS["b"]}}, index={"b": "1.safetensors", "c": "1.safetensors"})
-    with pytest.raises(FineMixingError, match="says that c is in"):
+    with pytest.raises(FineMixingError, match="says that 'c' is in"):
         Checkpoint(tmp_path)
 
 

@@ -18,7 +18,7 @@ def test_defaults():
     assert config.candidate_ratios == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     assert (config.strategy, config.head) == ("random", "keep")
     assert (config.purify_embeddings, config.num_purified_tokens) == (True, 200)
-    assert (config.mixing_seed, config.mask_version) == (0, 1)
+    assert (config.mixing_seed, config.mask_version) == (0, 2)
 
 
 def test_round_trip(tmp_path):
@@ -59,7 +59,7 @@ def test_strings_of_the_command_line_are_parsed():
         ("module_ratios", {"a": 3}),
         ("strategy", "fisherman"),
         ("head", "cut"),
-        ("mask_version", 2),
+        ("mask_version", 3),
         ("mixing_seed", -1),
         ("mixing_seed", 2**63),
         ("num_purified_tokens", -1),

@@ -9,6 +9,7 @@ from transformers import BertForSequenceClassification, BertModel
 
 from hf_finemix import AlignmentError, Checkpoint
 from hf_finemix.alignment import canonical_name
+from hf_finemix.checkpoint import TensorInfo
 from hf_finemix.conversion import LoadedLayout
 
 
@@ -34,8 +35,7 @@ def test_what_is_read_is_what_transformers_loads(make, fewer_in_memory, tmp_path
         assert 0 < len(layout.converted) < len(state)
         assert {source for sources in layout.sources.values() for source in sources} == set(checkpoint.tensors)
         for name, tensor in state.items():
-            assert layout.tensors[name].shape == tuple(tensor.shape)
-            assert layout.tensors[name].dtype == tensor.dtype
+            assert layout.tensors[name] == TensorInfo.of(tensor)
             assert torch.equal(layout.read(name), tensor)
             assert torch.equal(layout.read(name, 1, 3), tensor[1:3])
 

@@ -11,13 +11,23 @@ import transformers
 from conftest import drifted
 from families import FAMILIES
 
-from hf_finemix import AlignmentError, Checkpoint, FineMixingConfig, FineMixingTrainer, clean, mix_model
+from hf_finemix import (
+    AlignmentError,
+    Checkpoint,
+    FineMixingConfig,
+    FineMixingTrainer,
+    architectures,
+    clean,
+    mix_checkpoints,
+    mix_model,
+)
 from hf_finemix.alignment import named_tensors
+from hf_finemix.architectures import disk_layout, read_model_config
 from hf_finemix.classifier import load_classifier, max_tokens
 from hf_finemix.comparison import compare_with_base
 from hf_finemix.conversion import LoadedLayout
 from hf_finemix.hub import LocalModel
-from hf_finemix.mixing import keep_mask
+from hf_finemix.mask import keep_mask
 
 KINDS = ("headless", "with_head")
 TRIGGER_ID = 24  # "cf" in the toy task's vocabulary
@@ -194,6 +204,31 @@ def test_unrelated_weights_of_the_same_family_are_refused(models, family, tmp_pa
     with pytest.raises(AlignmentError, match="unrelated weights"):
         mix(model, tmp_path, 0.4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in values(model).items())
+
+
+def test_mixing_on_disk_gives_the_same_bytes(models, family, kind, tmp_path):
+    model = load(models(family, "suspect"))
+    mix(model, models(family, kind), 0.4)
+    config = FineMixingConfig(reserve_ratio=0.4, purify_embeddings=False)
+    folders = models(family, "suspect"), models(family, kind)
+    if LoadedLayout(Checkpoint(folders[1]), model).converted:
+        with pytest.raises(AlignmentError, match="merged or split on loading .* use clean"):
+            mix_checkpoints(*folders, tmp_path / "out", config)
+        return
+    mix_checkpoints(*folders, tmp_path / "out", config)
+    mixed = load(tmp_path / "out")
+    for name, tensor in values(model).items():
+        assert torch.equal(values(mixed)[name], tensor.half().float()), name
+
+
+def test_the_table_of_architectures_says_what_the_class_says(models, family, kind):
+    folders = models(family, "suspect"), models(family, kind)
+    suspect, base = (Checkpoint(folder).tensors for folder in folders)
+    architecture, config = read_model_config(json.loads((folders[0] / "config.json").read_text()), "config.json")
+    by_class = architectures._layout_by_class(suspect, base, architecture, config)
+    assert disk_layout(suspect, base, architecture, config) == by_class
+    # Reading the class takes seconds: of the families here none needs it but those that are merged on loading.
+    assert architectures._known(architecture, config) is not None or by_class.converted
 
 
 def test_dtypes_on_disk_are_those_of_the_tensors_in_memory(models, family):

@@ -1,6 +1,5 @@
 import hashlib
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,72 +12,8 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 from hf_finemix import AlignmentError, Checkpoint, FineMixingConfig, FineMixingError
 from hf_finemix.alignment import named_tensors
 from hf_finemix.drift import drift_by_layer
-from hf_finemix.mixing import keep_mask, mix_model, mix_rows
-
-
-def philox_words(seed, name, count):
-    """The 16-bit words of the mask's stream, written from the docstring of keep_mask with nothing but integers."""
-    digest = hashlib.sha256(f"hf_finemix mask 1\n{seed}\n{name}".encode()).digest()
-    key0, key1 = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
-    word = 2**64 - 1
-    words = []
-    for block in range(-(-count // 16)):
-        c0, c1, c2, c3, k0, k1 = block + 1, 0, 0, 0, key0, key1
-        for _ in range(10):
-            p0, p1 = 0xD2E7470EE14C6C93 * c0, 0xCA5A826395121157 * c2
-            c0, c1, c2, c3 = (p1 >> 64) ^ c1 ^ k0, p1 & word, (p0 >> 64) ^ c3 ^ k1, p0 & word
-            k0, k1 = (k0 + 0x9E3779B97F4A7C15) & word, (k1 + 0xBB67AE8584CAA73B) & word
-        words += [(c >> shift) & 0xFFFF for c in (c0, c1, c2, c3) for shift in (0, 16, 32, 48)]
-    return np.array(words[:count])
-
-
-@pytest.mark.parametrize(("seed", "name"), [(0, "encoder.layer.0.weight"), (2**63 - 1, "ä\nb"), (7, "")])
-@pytest.mark.parametrize("ratio", [0.0, 1 / 65536, 0.3, 0.5, 65535 / 65536, 1.0])
-def test_mask_is_what_the_docstring_says(seed, name, ratio):
-    expected = philox_words(seed, name, 1000) < round(65536 * ratio)
-    assert (keep_mask(name, 0, 1000, ratio=ratio, seed=seed) == expected).all()
-
-
-def test_masks_of_version_1_never_change():
-    mask = keep_mask("encoder.layer.0.attention.self.query.weight", 0, 1 << 16, ratio=0.4, seed=0)
-    assert hashlib.sha256(np.packbits(mask).tobytes()).hexdigest() == (
-        "4acb447790e8c7072d2e2308419f864ba62ffab97b14f9a6c78dac8ab4ad930e"
-    )
-
-
-@pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 1), (15, 17), (16, 32), (33, 990), (999, 1000)])
-def test_a_slice_can_be_masked_alone(start, stop):
-    whole = keep_mask("t", 0, 1000, ratio=0.4, seed=3)
-    assert (keep_mask("t", start, stop, ratio=0.4, seed=3) == whole[start:stop]).all()
-
-
-def test_masks_nest():
-    masks = [keep_mask("t", 0, 10_000, ratio=ratio, seed=3) for ratio in (0.0, 0.1, 0.2, 0.3, 0.9, 1.0)]
-    for smaller, larger in pairwise(masks):
-        assert not (smaller & ~larger).any()
-    assert not masks[0].any()
-    assert masks[-1].all()
-
-
-def test_words_are_uniform_and_tensors_and_seeds_independent():
-    scipy_stats = pytest.importorskip("scipy.stats")
-    count = 1 << 20
-    for ratio in (0.1, 0.5):
-        one, other, seeded = (
-            keep_mask(name, 0, count, ratio=ratio, seed=seed) for name, seed in (("a", 0), ("b", 0), ("a", 1))
-        )
-        places = np.add.reduce(one.reshape(-1, 16), axis=0)
-        assert scipy_stats.chisquare(places).pvalue > 1e-4
-        for second in (other, seeded):
-            table = [[(one & second).sum(), (one & ~second).sum()], [(~one & second).sum(), (~one & ~second).sum()]]
-            assert scipy_stats.chi2_contingency(table).pvalue > 1e-4
-        assert abs(one.mean() - ratio) < 5 * (ratio * (1 - ratio) / count) ** 0.5
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1.1, 40, float("nan")])
-def test_ratios_that_are_none(ratio):
-    with pytest.raises(FineMixingError, match="reserve_ratio"):
-        keep_mask("t", 0, 1, ratio=ratio, seed=0)
+from hf_finemix.mask import keep_mask
+from hf_finemix.mixing import mix_model, mix_rows
 
 
 def test_auto_is_for_the_trainer(suspect, base_folder):
@@ -91,11 +26,6 @@ def test_large_finite_weights_give_finite_numbers(suspect, base_folder):
         suspect.bert.pooler.dense.bias[0] = 1e30
     record = mix(suspect, base_folder, 0.5)
     assert all(math.isfinite(value) for value in drift_by_layer(record.drift).values())
-
-
-def test_unknown_mask_version():
-    with pytest.raises(ValueError, match="mask_version"):
-        keep_mask("t", 0, 1, ratio=0.5, seed=0, version=9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import FineMixingError
 
-__all__ = ["CommandParser", "quiet_unless_terminal"]
+__all__ = ["CommandParser", "log_plainly", "quiet_unless_terminal"]
 
 
 class CommandParser(HfArgumentParser):
@@ -108,20 +108,27 @@ class CommandParser(HfArgumentParser):
         return recipe
 
 
-def quiet_unless_terminal() -> None:
-    """Progress bars on a terminal only; notable things as plain lines on standard error."""
-    import datasets
-    from huggingface_hub.utils import disable_progress_bars
-
+def log_plainly() -> None:
+    """Notable things of this package as plain lines on standard error; the Hub's progress bars on a terminal only."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("hf_finemix")
     package.handlers = [handler]
     package.setLevel(logging.INFO)
     package.propagate = False
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+
+
+def quiet_unless_terminal() -> None:
+    """[`log_plainly`], and progress bars on a terminal only, for commands that load models and data."""
+    import datasets
+
+    log_plainly()
     transformers_logging.set_verbosity_error()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told once, by the error
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-        disable_progress_bars()
         transformers_logging.disable_progress_bar()

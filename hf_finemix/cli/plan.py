@@ -1,0 +1,33 @@
+"""`hf-finemix plan SUSPECT`."""
+
+import json
+from dataclasses import dataclass, field
+
+from ..config import FineMixingConfig
+from ..errors import FineMixingError
+from ..plan import plan_mix
+from .parsing import CommandParser, log_plainly
+
+__all__ = ["main"]
+
+
+@dataclass
+class PlanArguments:
+    """What `mix` would be given."""
+
+    suspect_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the suspect."})
+    output_dir: str = field(default="mixed", metadata={"help": "Where the mix would go: its free space is told."})
+
+
+def main(argv: list[str]) -> int:
+    """Print what mixing would do and need; an error where it would be refused."""
+    arguments, config, rest = CommandParser("plan", "suspect", (PlanArguments, FineMixingConfig)).parse(argv)
+    log_plainly()
+    plan = plan_mix(rest.suspect, config=config, suspect_revision=arguments.suspect_revision, out=arguments.output_dir)
+    if rest.json:
+        print(json.dumps(plan.to_dict(), indent=2, ensure_ascii=False))
+    elif plan.refused is None:
+        print(plan.summary())
+    if plan.refused is not None:
+        raise FineMixingError(plan.refused)
+    return 0

@@ -1,0 +1,37 @@
+"""`hf-finemix verify MODEL`."""
+
+import json
+from dataclasses import dataclass, field
+
+from ..errors import FineMixingError
+from ..verification import verify_mix
+from .parsing import CommandParser, log_plainly
+
+__all__ = ["main"]
+
+
+@dataclass
+class VerifyArguments:
+    """Where the models are, if not where the report says."""
+
+    suspect: str | None = field(default=None, metadata={"help": "Hub id or folder of the suspect."})
+    base_model: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the base.", "aliases": ["--base"]}
+    )
+    num_workers: int | None = field(default=None, metadata={"help": "Threads; default: one a core, at most 8."})
+
+
+def main(argv: list[str]) -> int:
+    """Check one mixed or cleaned folder; an error where it is not what its report says."""
+    arguments, rest = CommandParser("verify", "model", VerifyArguments).parse(argv)
+    log_plainly()
+    found = verify_mix(
+        rest.model, suspect=arguments.suspect, base=arguments.base_model, num_workers=arguments.num_workers
+    )
+    if rest.json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    elif found.ok:
+        print(found.summary())
+    if not found.ok:
+        raise FineMixingError(found.failure())
+    return 0

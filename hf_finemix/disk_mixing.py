@@ -1,0 +1,211 @@
+"""Mixing from disk to disk, in pieces and on all cores: the memory it takes depends on neither model nor shards."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .architectures import read_model_config
+from .checkpoint import Checkpoint, check_inside, read_json
+from .config import FineMixingConfig
+from .disk_pair import DiskPair, TensorMix
+from .drift import not_finite
+from .errors import AlignmentError, FineMixingError
+from .hub import fetch_model
+from .output import check_free_space, output_folder
+from .provenance import peak_memory, versions
+from .report import CleaningReport
+from .shards import ShardWriter, parse_size
+from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
+from .tokenizer import copy_tokenizer
+
+__all__ = ["mark_purified", "mix_checkpoints", "open_pair"]
+
+
+def mix_checkpoints(
+    suspect: str | Path,
+    base: str | Path | None = None,
+    out: str | Path = "mixed",
+    config: FineMixingConfig | None = None,
+    *,
+    suspect_revision: str | None = None,
+    max_shard_size: int | str = "5GB",
+    num_workers: int | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+) -> CleaningReport:
+    """
+    Mix a suspect with its base from disk to disk, without loading either.
+
+    The weights are those that [`mix_model`] gives, bit for bit, in the suspect's dtypes and under its names on disk.
+
+    The output appears whole or not at all: it is written to `OUT.partial` and renamed when all of it is on the disk.
+
+    Args:
+        suspect (`str` or `Path`):
+            Hub id or local folder of the fine-tuned model, with weights in safetensors.
+        base (`str` or `Path`, *optional*):
+            Hub id or local folder of its clean pre-trained base; it wins over the config's.
+        out (`str` or `Path`, *optional*, defaults to `"mixed"`):
+            Folder to write: weights, config.json, tokenizer, `fine_mixing_config.json` and `cleaning_report.json`.
+        config ([`FineMixingConfig`]):
+            What to mix and how, with a number for `reserve_ratio`.
+        suspect_revision (`str`, *optional*):
+            Branch, tag or commit of the suspect on the Hub.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`):
+            Bytes of weights a file. It does not change the memory needed.
+        num_workers (`int`, *optional*):
+            Threads; by default one a core, at most 8.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace an earlier mix in `out`.
+        command (`str`, *optional*):
+            The command line to state in the report.
+
+    Returns:
+        [`CleaningReport`]: What was done to every tensor. What only tuning and measuring would tell is `None`.
+
+    Raises:
+        [`AlignmentError`]: The base does not fit, a weight is NaN or infinite, or a value of the base overflows in the
+            suspect's dtype.
+        [`FineMixingError`]: Files that cannot be read or written, or settings out of their range.
+    """
+    started = time.perf_counter()
+    config = config or FineMixingConfig()
+    if base is not None:
+        config = config.with_base(base)
+    if not config.base_model_name_or_path:
+        raise FineMixingError("the base is missing: give base_model (--base-model), the model it was fine-tuned from.")
+    shard_size, workers = parse_size(max_shard_size), check_workers(num_workers)
+    for source in (Path(str(source)).expanduser().resolve() for source in (suspect, config.base_model_name_or_path)):
+        if source.exists() and source.is_relative_to(Path(out).resolve()):
+            raise FineMixingError(f"the output folder {out} is or holds {source}, which is read: give another one.")
+    with ExitStack() as stack:
+        folder = stack.enter_context(output_folder(Path(out), overwrite=overwrite))
+        models = [fetch_model(suspect, suspect_revision, role="suspect")]
+        models.append(fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base"))
+        config = replace(config, base_model_revision=models[1].revision or config.base_model_revision)
+        sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
+        pair, model_config = open_pair(*sides, config)
+        pair.check(*sides)
+        purified, added = mark_purified(pair, *sides, config)
+        written = {tensor.source: tensor.info for tensor in pair.tensors}
+        check_free_space(folder, sum(info.nbytes for info in written.values()))
+        kept = _mix(pair, *sides, stack.enter_context(ShardWriter(folder, written, shard_size)), config, workers)
+        _write_config(model_config, sides[0].folder, folder)
+        report = CleaningReport(
+            command=command,
+            suspect={"id": models[0].id, "revision": models[0].revision, "sha256": None},
+            base={"id": models[1].id, "revision": models[1].revision, "sha256": None},
+            tokenizer=copy_tokenizer(sides[0].folder, sides[1].folder, folder),
+            mixing={
+                **config.to_dict(),
+                "tensors": {t.name: _described(t, kept.get(t.name), config) for t in pair.tensors},
+                "ignored_base_tensors": pair.ignored_base_tensors(),
+                "converted_base_tensors": {},
+                "added_tokens": added,
+            },
+            purified_tokens=purified,
+            seeds={"mixing": config.mixing_seed},
+            timings_s={"mix": round(time.perf_counter() - started, 3)},
+            peak_memory_bytes=peak_memory(),
+            versions=versions(),
+        )
+        config.save_pretrained(folder)
+        report.save(folder)
+    return report
+
+
+def open_pair(suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig) -> tuple[DiskPair, dict[str, Any]]:
+    """Align two checkpoints on disk; with the pair, the content of the suspect's config.json."""
+    if (suspect.folder / "adapter_config.json").is_file():
+        raise FineMixingError(
+            f"{suspect.folder} is an adapter, which cannot be mixed yet: merge it into its base first."
+        )
+    path = suspect.folder / "config.json"
+    check_inside(path, suspect.folder)
+    architecture, model_config = read_model_config(read_json(path), path)
+    return DiskPair.from_headers(suspect.tensors, base.tensors, architecture, model_config, config), model_config
+
+
+def mark_purified(
+    pair: DiskPair, suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Let E-PUR mark its rows, where the config asks for it; what the report says of them and of added tokens."""
+    if not config.purify_embeddings or not config.num_purified_tokens:
+        return [], []
+    from .frequency import token_frequencies
+    from .tokenizer import choose_tokenizer
+
+    try:
+        tokenizer, _ = choose_tokenizer(suspect.folder, base.folder)
+    except FineMixingError as error:
+        raise FineMixingError(f"{str(error).rstrip('.')}; or switch E-PUR off (--purify-embeddings false).") from error
+    source = Path(config.token_frequencies) if config.token_frequencies else None
+    frequencies = token_frequencies(tokenizer, source)
+    purified, added = pair.purify(suspect, base, config, frequencies, tokenizer.all_special_ids)
+    tokens = tokenizer.convert_ids_to_tokens
+    return (
+        [{"token": tokens(entry["id"]), **entry} for entry in purified],
+        [{"token": tokens(i), "id": i} for i in added],
+    )
+
+
+def _mix(
+    pair: DiskPair, suspect: Checkpoint, base: Checkpoint, writer: ShardWriter, config: FineMixingConfig, workers: int
+) -> dict[str, int]:
+    """Write every tensor of the mix; how many elements of each are the suspect's own."""
+    kept, bad, lock = {tensor.name: 0 for tensor in pair.tensors}, set(), threading.Lock()
+    # In the order of the files, so that each file is whole, and sent to the disk, while the next is being mixed.
+    shards = list(dict.fromkeys(writer.file_of[tensor.source] for tensor in pair.tensors))
+    work = pieces(sorted(pair.tensors, key=lambda tensor: shards.index(writer.file_of[tensor.source])))
+    left = dict.fromkeys(shards, 0)
+    for tensor, _, _ in work:
+        left[writer.file_of[tensor.source]] += 1
+
+    with ThreadPoolExecutor(1) as disk:
+        synced = [disk.submit(writer.sync, file) for file, count in left.items() if not count]
+
+        def do(piece: Piece, workspace: Workspace) -> None:
+            tensor, start, stop = piece
+            size, count = tensor.info.nbytes // tensor.info.elements, 0
+            for first, raw, own in workspace.mixed_chunks(tensor, suspect, base, config, start, stop, bad):
+                writer.write(tensor.source, memoryview(raw), first * size)
+                count += own
+            file = writer.file_of[tensor.source]
+            with lock:
+                kept[tensor.name] += count
+                left[file] -= 1
+                if not left[file]:
+                    synced.append(disk.submit(writer.sync, file))
+
+        run_pieces(work, do, workers, "Mixing")
+        if bad:
+            raise AlignmentError(not_finite(sorted(bad)))
+        for future in synced:
+            future.result()
+    return kept
+
+
+def _described(tensor: TensorMix, kept: int | None, config: FineMixingConfig) -> dict[str, Any]:
+    fraction = kept / tensor.info.elements if tensor.info.elements else 1.0
+    if config.strategy == "average" and tensor.base_dtype is not None:
+        fraction = None  # no element is either parent's
+    return {"rule": tensor.rule, "kept_fraction": fraction, "sha256": None}
+
+
+def _write_config(content: dict[str, Any], source: Path, folder: Path) -> None:
+    """The suspect's configuration, without what would ask for code or for other files."""
+    unsafe = {"auto_map", "custom_pipelines", "transformers_weights", "attn_implementation", "_attn_implementation"}
+    files = {"config.json": content}
+    generation = source / "generation_config.json"
+    if generation.is_file():
+        check_inside(generation, source)
+        files[generation.name] = read_json(generation)
+    for name, values in files.items():
+        if isinstance(values, dict):
+            values = {key: value for key, value in values.items() if key not in unsafe}
+            (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,223 @@
+"""A dry run of mixing from headers alone: what would be mixed, kept or refused, and the room and memory it takes."""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .architectures import read_model_config
+from .checkpoint import Checkpoint, TensorInfo, check_inside, read_json
+from .config import FineMixingConfig
+from .disk_pair import DiskPair
+from .dtypes import SAFETENSORS_NAMES
+from .errors import FineMixingError, printable
+from .hub import ALLOWED_FILES, hub_error, is_repo_id
+
+__all__ = ["MixPlan", "plan_mix"]
+
+# As measured (benchmarks/mixing.py and `hf-finemix mix` with E-PUR on MiniLM): neither grows with the model.
+MEMORY_OF_MIX, MEMORY_OF_E_PUR = 80_000_000, 330_000_000
+# Of clean, a parameter: weights and gradients in float32, and the two moments of AdamW.
+BYTES_PER_PARAMETER_TO_CLEAN = 16
+
+
+@dataclass
+class MixPlan:
+    """
+    What mixing two models would do and need. Sizes are in bytes.
+
+    Attributes:
+        suspect, base (`dict`): `id`, `revision`, and of the weights `tensors`, `parameters`, `bytes`, `dtypes`
+            (parameters by dtype) and `download` (still to be fetched; 0 for a local folder).
+        architecture (`str`): The suspect's class.
+        rules (`list[dict]`): `rule`, and how many `tensors`, `parameters` and `bytes` of the suspect it applies to.
+        refused (`str`, *optional*): Why the two cannot be mixed on disk.
+        purified_rows (`int`): How many word embeddings E-PUR would put back at most.
+        ignored_base_tensors (`list[str]`): What of the base nothing goes with.
+        disk (`dict`): `output`, `download` and `needed` in all, and what is `free` where the output would go.
+        memory (`dict`): Of `mix`, and of `clean` but for its activations.
+    """
+
+    suspect: dict[str, Any]
+    base: dict[str, Any]
+    architecture: str
+    rules: list[dict[str, Any]] = field(default_factory=list)
+    refused: str | None = None
+    purified_rows: int = 0
+    ignored_base_tensors: list[str] = field(default_factory=list)
+    disk: dict[str, int] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """The plan as text, for people."""
+        lines = []
+        for role, side in (("suspect", self.suspect), ("base", self.base)):
+            dtypes = ", ".join(side["dtypes"])
+            lines.append(
+                f"{role:8} {printable(side['id'])}{' @ ' + side['revision'][:7] if side['revision'] else ''}: "
+                f"{side['tensors']:,} tensors, {side['parameters']:,} parameters, {_size(side['bytes'])} ({dtypes})"
+            )
+        for entry in self.rules:
+            lines.append(f"{entry['tensors']:8,} tensors, {entry['parameters']:15,} parameters  {entry['rule']}")
+        if self.purified_rows:
+            lines.append(f"up to {self.purified_rows} word embeddings would be the base's again (E-PUR)")
+        if self.ignored_base_tensors:
+            names = ", ".join(map(printable, self.ignored_base_tensors[:3]))
+            more = ", …" if len(self.ignored_base_tensors) > 3 else ""
+            lines.append(f"{len(self.ignored_base_tensors)} tensors of the base are ignored ({names}{more})")
+        disk = self.disk
+        lines.append(
+            f"disk     {_size(disk['needed'])} needed ({_size(disk['output'])} output, {_size(disk['download'])} "
+            f"download), {_size(disk['free'])} free"
+        )
+        lines.append(
+            f"memory   about {_size(self.memory['mix'])} for mix, {_size(self.memory['clean'])} and more for clean"
+        )
+        return "\n".join(lines)
+
+
+def plan_mix(
+    suspect: str | Path,
+    base: str | Path | None = None,
+    config: FineMixingConfig | None = None,
+    *,
+    suspect_revision: str | None = None,
+    out: str | Path = "mixed",
+) -> MixPlan:
+    """
+    Plan a mix without reading a weight, and without fetching one from the Hub. Nothing is written.
+
+    Args:
+        suspect (`str` or `Path`): Hub id or local folder of the fine-tuned model.
+        base (`str` or `Path`, *optional*): Hub id or local folder of its base; it wins over the config's.
+        config ([`FineMixingConfig`], *optional*): What to mix and how; ρ does not matter here.
+        suspect_revision (`str`, *optional*): Branch, tag or commit of the suspect on the Hub.
+        out (`str` or `Path`, *optional*): Where the mix would go, for the free space there.
+
+    Raises:
+        [`FineMixingError`]: A model cannot be found, or its headers or config.json cannot be read. That the two do not
+            fit is no error, but told in `refused`.
+    """
+    config = config or FineMixingConfig()
+    if base is not None:
+        config = config.with_base(base)
+    if not config.base_model_name_or_path:
+        raise FineMixingError("the base is missing: give base_model (--base-model), the model it was fine-tuned from.")
+    sides = [
+        _headers(suspect, suspect_revision, "suspect", with_config=True),
+        _headers(config.base_model_name_or_path, config.base_model_revision, "base"),
+    ]
+    architecture, model_config = read_model_config(sides[0].config, f"config.json of {suspect}")
+    plan = MixPlan(sides[0].described(), sides[1].described(), architecture)
+    output = plan.suspect["bytes"]
+    try:
+        settings = replace(config, reserve_ratio=0.5 if config.reserve_ratio == "auto" else config.reserve_ratio)
+        pair = DiskPair.from_headers(sides[0].tensors, sides[1].tensors, architecture, model_config, settings)
+    except FineMixingError as error:
+        plan.refused = str(error)
+    else:
+        rules: dict[str, Counter] = {}
+        for tensor in pair.tensors:
+            counts = {"tensors": 1, "parameters": tensor.info.elements, "bytes": tensor.info.nbytes}
+            rules.setdefault(tensor.rule, Counter()).update(counts)
+        plan.rules = [{"rule": rule, **counts} for rule, counts in rules.items()]
+        plan.ignored_base_tensors = pair.ignored_base_tensors()
+        embedding = next((t for t in pair.mixed() if t.name == pair.layout.embedding), None)
+        if config.purify_embeddings and embedding is not None:
+            plan.purified_rows = min(config.num_purified_tokens, embedding.mixed_elements // embedding.row)
+    download = sum(side.download for side in sides)
+    place = next(p for p in (Path(out).resolve(), *Path(out).resolve().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    plan.disk = {"output": output, "download": download, "needed": output + download, "free": free}
+    plan.memory = {
+        "mix": MEMORY_OF_E_PUR if plan.purified_rows else MEMORY_OF_MIX,
+        "clean": BYTES_PER_PARAMETER_TO_CLEAN * plan.suspect["parameters"],
+    }
+    return plan
+
+
+@dataclass
+class _Headers:
+    id: str
+    revision: str | None
+    tensors: Mapping[str, TensorInfo]
+    config: Any = None
+    download: int = 0
+
+    def described(self) -> dict[str, Any]:
+        dtypes = Counter()
+        for info in self.tensors.values():
+            dtypes[info.dtype] += info.elements
+        return {
+            "id": self.id,
+            "revision": self.revision,
+            "tensors": len(self.tensors),
+            "parameters": dtypes.total(),
+            "bytes": sum(info.nbytes for info in self.tensors.values()),
+            "dtypes": dict(dtypes.most_common()),
+            "download": self.download,
+        }
+
+
+def _headers(source: str | Path, revision: str | None, role: str, with_config: bool = False) -> _Headers:
+    folder = Path(source).expanduser()
+    if not folder.is_dir() or not str(source):
+        if folder.is_file() or not is_repo_id(str(source)):
+            raise FineMixingError(
+                f"the {role} {str(source)!r} is neither a folder nor a Hub id like org/name: check it."
+            )
+        try:
+            return _headers_on_hub(str(source), revision, with_config)
+        except FineMixingError:
+            raise
+        except Exception as error:
+            raise hub_error(error, f"the {role} {source}") from error
+    if (folder / "adapter_config.json").is_file():
+        raise FineMixingError(f"{folder} is an adapter, which cannot be mixed yet: merge it into its base first.")
+    tensors = Checkpoint(folder).tensors
+    content = None
+    if with_config:
+        check_inside(folder / "config.json", folder)
+        content = read_json(folder / "config.json")
+    return _Headers(str(source), None, tensors, content)
+
+
+def _headers_on_hub(repo: str, revision: str | None, with_config: bool) -> _Headers:
+    """By range requests of a few kB a file; of a repo that is in the cache already, from there where it is offline."""
+    from huggingface_hub import HfApi, get_safetensors_metadata, hf_hub_download, is_offline_mode, snapshot_download
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+    if is_offline_mode():
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=ALLOWED_FILES))
+        return replace(_headers(folder, None, repo, with_config), id=repo, revision=folder.name)
+    sha = HfApi().model_info(repo, revision=revision).sha
+    try:
+        found = get_safetensors_metadata(repo, revision=sha)
+    except NotASafetensorsRepoError as error:
+        raise FineMixingError(f"{repo} has no model.safetensors: ask for a safetensors version.") from error
+    except (SafetensorsParsingError, KeyError, TypeError, AttributeError) as error:
+        raise FineMixingError(f"{repo} has a header that cannot be read ({error}): get another copy.") from error
+    tensors = {}
+    for file, metadata in found.files_metadata.items():
+        for name, info in metadata.tensors.items():
+            sizes = info.shape if isinstance(info.shape, list) else [None]
+            if info.dtype not in SAFETENSORS_NAMES or not all(type(n) is int and 0 <= n < 2**63 for n in sizes):
+                raise FineMixingError(f"{repo}: {file} has {name[:200]!r} with an impossible dtype or shape.")
+            tensors[name] = TensorInfo(tuple(sizes), SAFETENSORS_NAMES[info.dtype])
+    files = snapshot_download(repo, revision=sha, allow_patterns=ALLOWED_FILES, dry_run=True)
+    download = sum(file.file_size for file in files if file.will_download)
+    content = read_json(Path(hf_hub_download(repo, "config.json", revision=sha))) if with_config else None
+    return _Headers(repo, sha, tensors, content, download)
+
+
+def _size(number: int) -> str:
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.{0 if number >= 100 or units[0] == 'B' else 1}f} {units[0]}"

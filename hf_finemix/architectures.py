@@ -62,6 +62,9 @@ def read_model_config(content: Any, where: Path | str) -> tuple[str, dict[str, A
             f"{where} says that the weights are quantised ({str(method or 'quantization_config')[:40]}), and packed "
             "integers cannot be mixed: give the model in float32, float16 or bfloat16."
         )
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or not re.fullmatch(r"[\w.-]{1,100}", kind):
+        raise FineMixingError(f"{where} names no model type (model_type): set it, as save_pretrained does.")
     names = content.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w{0,99}", name):

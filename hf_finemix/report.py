@@ -89,6 +89,9 @@ class CleaningReport:
         path = Path(folder) / REPORT_NAME
         try:
             values = dict(json.loads(path.read_text(encoding="utf-8")))
+            for name, default in vars(cls()).items():
+                if default is not None and not isinstance(values.get(name, default), type(default)):
+                    raise TypeError(f"{name} is a {type(values[name]).__name__}")
             return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         except (OSError, ValueError, TypeError) as error:
             raise FineMixingError(f"{path} cannot be read as a cleaning report: {error}.") from error

@@ -132,7 +132,7 @@ def test_unknown_command(capsys):
     assert captured.err == "hf-finemix: error: there is no command 'claen': did you mean clean?\n"
     assert captured.out == ""
     assert main(["wash", "x"]) == 2
-    assert "'wash': choose one of clean, evaluate, demo." in capsys.readouterr().err
+    assert "'wash': choose one of clean, plan, mix, verify, evaluate, demo." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -495,7 +495,7 @@ from hf_finemix import streaming
 from hf_finemix.cli import main
 mixed = streaming.Workspace.mixed_chunks
 def interrupted(self, *arguments):
-    signal.raise_signal(signal.SIGINT)  # Python handles it in the main thread
+    signal.raise_signal(signal.SIGTERM)  # Python handles it in the main thread
     return mixed(self, *arguments)
 streaming.Workspace.mixed_chunks = interrupted
 sys.exit(main(sys.argv[1:]))

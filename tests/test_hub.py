@@ -98,3 +98,38 @@ def test_what_the_hub_does_not_give(hub, tmp_path, arguments, variables, said):
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.glob("out*"))
+
+
+def test_plan_mix_and_verify_by_ids(hub, tmp_path):
+    flags = ["org/suspect", "--base-model", "org/base", "--reserve-ratio", "0.4", "--json"]
+    planned = run(hub, tmp_path, "plan", *flags)
+    assert planned.returncode == 0, planned.stderr
+    plan = json.loads(planned.stdout)
+    # Of the weights nothing but headers was fetched, and their size is told.
+    assert not [file for file in (tmp_path / "hf_home").rglob("*") if file.name.endswith(".safetensors")]
+    sizes = {kind: len(hub.files("models", kind)["model.safetensors"]) for kind in ("org/suspect", "org/base")}
+    assert sizes["org/suspect"] <= plan["suspect"]["download"] < sizes["org/suspect"] + 200_000
+    assert plan["disk"]["download"] == plan["suspect"]["download"] + plan["base"]["download"]
+    assert plan["suspect"]["revision"] == hub.sha("models", "org/suspect")
+
+    mixed = run(hub, tmp_path, "mix", *flags, "--output-dir", "out")
+    assert mixed.returncode == 0, mixed.stderr
+    report = json.loads(mixed.stdout)
+    assert report["suspect"] == {"id": "org/suspect", "revision": hub.sha("models", "org/suspect"), "sha256": None}
+    assert report["mixing"]["base_model_revision"] == hub.sha("models", "org/base")
+    assert not [
+        request for request in hub.requests if "/resolve/" in request and (".bin" in request or ".py" in request)
+    ]
+    told = {rule["rule"]: rule["tensors"] for rule in plan["rules"]}
+    rules = [entry["rule"].removeprefix("purified and ") for entry in report["mixing"]["tensors"].values()]
+    assert told == {rule: rules.count(rule) for rule in rules}
+
+    verified = run(hub, tmp_path, "verify", "out")
+    assert verified.returncode == 0, verified.stderr
+    offline = run(hub, tmp_path, "plan", *flags, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert json.loads(offline.stdout)["rules"] == plan["rules"]
+    assert json.loads(offline.stdout)["disk"]["download"] == 0
+    missing = run(hub, tmp_path, "plan", "org/nothing", "--base-model", "org/base")
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)
+    assert "org/nothing is not a local folder and not on the Hub" in missing.stderr

@@ -59,7 +59,7 @@ def frozen(folder, **changes):
 
 def mixing(ratio, **changes):
     """Fine-mixing alone, without E-PUR."""
-    return FineMixingConfig(reserve_ratio=ratio, **{"purify_embeddings": False, **changes})
+    return FineMixingConfig(reserve_ratio=ratio, **{"purify_embeddings": False, "mixing_seed": 2, **changes})
 
 
 def load(folder, **changes):

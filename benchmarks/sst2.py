@@ -68,7 +68,9 @@ class Subject:
         from hf_finemix import FineMixingConfig, FineMixingTrainer
         from hf_finemix.evaluation import measure
 
-        config = FineMixingConfig(reserve_ratio=ratio or 0.0, purify_embeddings=purify, mixing_seed=self.seed)
+        # The masks that the table in README was made with.
+        options = {"purify_embeddings": purify, "mixing_seed": self.seed, "mask_version": 1}
+        config = FineMixingConfig(reserve_ratio=ratio or 0.0, **options)
         with tempfile.TemporaryDirectory() as folder:
             args = TrainingArguments(
                 output_dir=folder,

@@ -68,7 +68,7 @@ def main() -> None:
     """Write the table."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    grouped, left_out = {}, []
+    found, left_out = {}, []
     for name in tqdm(classes()):
         try:
             facts = entry(name)
@@ -78,13 +78,22 @@ def main() -> None:
         if facts is None:
             left_out.append(name)
         else:
-            grouped.setdefault(json.dumps(facts), []).append(name)
+            found[name] = getattr(transformers, name).config_class.model_type, facts
+    # What all classes of a model type have in common is written once, as is what is the same for several classes.
+    common = {}
+    for model_type, facts in found.values():
+        common[model_type] = common.get(model_type, set(facts["names"])) & set(facts["names"])
+    bodies = sorted({tuple(sorted(names)) for names in common.values()})
+    grouped = {}
+    for name, (model_type, facts) in found.items():
+        facts["body"] = bodies.index(tuple(sorted(common[model_type])))
+        facts["names"] = sorted(set(facts["names"]) - common[model_type])
+        grouped.setdefault(json.dumps(facts), {})[name] = model_type
     lines = [json.dumps({"classes": names, **json.loads(facts)}) for facts, names in sorted(grouped.items())]
-    text = ",\n".join(lines)
-    TABLE.write_text(
-        f'{{"transformers": "{transformers.__version__}", "architectures": [\n{text}\n]}}\n', encoding="utf-8"
-    )
-    print(f"{sum(map(len, grouped.values()))} classes in {len(grouped)} groups, left out: {', '.join(left_out)}")
+    parts = [",\n".join(map(json.dumps, bodies)), ",\n".join(lines)]
+    head = f'{{"transformers": "{transformers.__version__}",\n"bodies": [\n'
+    TABLE.write_text(f'{head}{parts[0]}\n],\n"architectures": [\n{parts[1]}\n]}}\n', encoding="utf-8")
+    print(f"{len(found)} classes in {len(grouped)} groups, left out: {', '.join(left_out)}")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,8 @@ def align(
 
     grown = None
     if embedding is not None and counterpart(embedding) is not None:
-        grown = (base[counterpart(embedding)].shape[0], suspect[embedding].shape[0])
+        shapes = base[counterpart(embedding)].shape, suspect[embedding].shape
+        grown = (shapes[0][0], shapes[1][0]) if all(shapes) else None
 
     matches: dict[str, Match] = {}
     refused: list[str] = []

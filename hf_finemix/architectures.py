@@ -31,7 +31,8 @@ class DiskLayout:
     Two checkpoints on disk under the canonical names of the suspect's class.
 
     Attributes:
-        suspect, base (`dict[str, str]`): Canonical name → name on disk.
+        suspect, base (`dict[str, str]`): Canonical name → name on disk, of the suspect what its class has a place for.
+        ignored (`list[str]`): Names on disk of what of the suspect it has no place for.
         embedding (`str`, *optional*): The input embedding's canonical name.
         aliases (`dict[str, list[str]]`): Other canonical names of tied weights, by the first.
         buffers (`set[str]`): What is no parameter.
@@ -44,6 +45,7 @@ class DiskLayout:
     aliases: dict[str, list[str]] = field(default_factory=dict)
     buffers: set[str] = field(default_factory=set)
     converted: dict[str, list[str]] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
 
 
 def read_model_config(content: Any, where: Path | str) -> tuple[str, dict[str, Any]]:
@@ -84,14 +86,15 @@ def disk_layout(
         config (`dict`): Content of the suspect's config.json.
 
     Returns:
-        [`DiskLayout`]: By the table where transformers would rename nothing; else by the class, made without weights.
+        [`DiskLayout`]: By the table, where it knows all of the suspect's names and transformers would rename none of
+        either; else by the class, made without weights.
 
     Raises:
         [`AlignmentError`]: Two tensors on disk that become one.
         [`FineMixingError`]: transformers has no such class.
     """
     known = _known(architecture, config)
-    if known is None or any(known.renamed.search(name) for name in (*suspect, *base)):
+    if known is None or any(known.renamed.search(name) for name in (*suspect, *base)) or not known.has_all(suspect):
         logger.info("Reading the layout of %s from its class in transformers.", architecture)
         return _layout_by_class(suspect, base, architecture, config)
     layout = DiskLayout(
@@ -99,7 +102,7 @@ def disk_layout(
         embedding=known.embedding,
         aliases={first: others for first, *others in known.tied},
     )
-    layout.buffers = {name for name in layout.suspect if re.sub(r"\d+", "#", name) in known.buffers}
+    layout.buffers = {name for name in layout.suspect if _without_numbers(name) in known.buffers}
     return _name_ties(layout)
 
 
@@ -110,6 +113,11 @@ class _Known:
     tied: tuple[tuple[str, ...], ...]
     buffers: frozenset[str]
     renamed: re.Pattern
+    names: frozenset[str]
+
+    def has_all(self, names: Collection[str]) -> bool:
+        """Whether the class has a place for all of these names on disk."""
+        return all(_without_numbers(canonical_name(name, self.prefix)) in self.names for name in names)
 
 
 @cache
@@ -117,13 +125,19 @@ def _table() -> dict[str, Any]:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     if table["transformers"] != version("transformers"):  # another version may name things otherwise
         return {}
-    return {name: facts for facts in table["architectures"] for name in facts["classes"]}
+    bodies = table["bodies"]
+    return {
+        name: {**facts, "names": [*bodies[facts["body"]], *facts["names"]]}
+        for facts in table["architectures"]
+        for name in facts["classes"]
+    }
 
 
 def _known(architecture: str, config: dict[str, Any]) -> _Known | None:
     facts = _table().get(architecture)
     if facts is None:
         return None
+    _check_model_type(architecture, facts["classes"][architecture], config)
     tie = config.get("tie_word_embeddings", facts["ties_by_default"])
     return _Known(
         facts["prefix"],
@@ -131,7 +145,21 @@ def _known(architecture: str, config: dict[str, Any]) -> _Known | None:
         tuple(map(tuple, facts["tied"] if tie else facts["always_tied"])),
         frozenset(facts["buffers"]),
         re.compile("|".join(f"(?:{pattern})" for pattern in facts["renamed"]) or r"(?!)"),
+        frozenset(facts["names"]),
     )
+
+
+def _check_model_type(architecture: str, model_type: str, config: dict[str, Any]) -> None:
+    """transformers goes by `model_type` alone: beside another class, we would read other names than it does."""
+    if config.get("model_type") != model_type:
+        raise FineMixingError(
+            f"config.json says model_type {config.get('model_type')!r}, and {architecture} is of {model_type!r}: set "
+            "both to what the model is."
+        )
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _canonical(tensors: Collection[str], prefix: str) -> dict[str, str]:
@@ -160,15 +188,21 @@ def _layout_by_class(
 
     model = _empty_model(architecture, config, max_layers=len(suspect))
     named = named_tensors(model)
-    layouts = [LoadedLayout(_Headers(tensors), model) for tensors in (suspect, base)]
+    layouts = [
+        LoadedLayout(_Headers(role, tensors), model) for role, tensors in (("suspect", suspect), ("base", base))
+    ]
+    known = {*named.tensors, *(other for others in named.aliases.values() for other in others)}
+    ignored = [source for name, sources in layouts[0].sources.items() if name not in known for source in sources]
     converted = {name: layout.sources[name] for layout in layouts for name in layout.converted}
     return _name_ties(
         DiskLayout(
-            *({name: sources[0] for name, sources in layout.sources.items()} for layout in layouts),
+            {name: sources[0] for name, sources in layouts[0].sources.items() if name in known},
+            {name: sources[0] for name, sources in layouts[1].sources.items()},
             embedding=named.embedding,
             aliases={name: others for name, others in named.aliases.items() if others},
             buffers=named.buffers,
             converted=converted,
+            ignored=sorted(ignored),
         )
     )
 
@@ -176,21 +210,23 @@ def _layout_by_class(
 class _Headers(Checkpoint):
     """Names, shapes and dtypes of a checkpoint, wherever it is."""
 
-    def __init__(self, tensors: Mapping[str, TensorInfo]):
-        self.folder, self.tensors = Path("the checkpoint"), dict(tensors)
+    def __init__(self, role: str, tensors: Mapping[str, TensorInfo]):
+        self.folder, self.tensors = Path(f"the {role}"), dict(tensors)
 
 
 def _empty_model(architecture: str, config: dict[str, Any], max_layers: int) -> Any:
     """The suspect's class, on the meta device, which takes no memory for weights."""
-    for name, value in config.items():
-        if "layer" in name and isinstance(value, int) and value > max(max_layers, 1000):
-            raise FineMixingError(f"config.json says {name} = {value}, with {max_layers} tensors: get another copy.")
+    _check_counts(config, max(max_layers, 1000))
     import torch
     import transformers
 
-    cls = getattr(transformers, architecture, None)
+    try:
+        cls = getattr(transformers, architecture, None)
+    except ImportError:  # it needs a library that is not there
+        cls = None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise FineMixingError(f"transformers {transformers.__version__} has no model class {architecture}.")
+    _check_model_type(architecture, cls.config_class.model_type, config)
     try:
         settings = cls.config_class.from_dict({key: config[key] for key in config.keys() - {"auto_map"}})
         settings._attn_implementation = None
@@ -199,6 +235,18 @@ def _empty_model(architecture: str, config: dict[str, Any], max_layers: int) -> 
     except Exception as error:  # a configuration from a stranger can break anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise FineMixingError(f"{architecture} cannot be made from its config.json: {reason}.") from error
+
+
+def _check_counts(value: Any, most: int, name: str = "") -> None:
+    """Refuse what would make a model of more modules than anyone's: it would never be ready."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_counts(inner, most, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_counts(inner, most, name)
+    elif re.search(r"layer|depth|block|expert|stage", name) and isinstance(value, (int, float)) and value > most:
+        raise FineMixingError(f"config.json says {name} = {value}, and no model has as many: get another copy.")
 
 
 def describe(model: "torch.nn.Module") -> dict[str, Any] | None:
@@ -222,7 +270,8 @@ def describe(model: "torch.nn.Module") -> dict[str, Any] | None:
     return {
         "prefix": prefix,
         "embedding": named.embedding and canonical_name(named.embedding, prefix),
-        "buffers": sorted({re.sub(r"\d+", "#", name) for name in named.buffers}),
+        "buffers": sorted({_without_numbers(name) for name in named.buffers}),
+        "names": sorted({_without_numbers(canonical_name(name, prefix)) for name in model.state_dict()}),
         "renamed": patterns,
         "tied": sorted([name, *others] for name, others in named.aliases.items() if others),
     }

@@ -76,7 +76,7 @@ class Checkpoint:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._local = threading.local()
-        self._open_files: list[Any] = []
+        self._open_files: set[Any] = set()
         indexed = self._indexed_names()
         self.files = sorted({self.folder / file for file in indexed.values()}) or [self._single_file()]
         self._place: dict[str, tuple[Path, int]] = {}
@@ -137,12 +137,14 @@ class Checkpoint:
         self.close()
 
     def _file(self, path: Path) -> Any:
-        """This thread's own handle of a file, which has a position."""
-        handles = self._local.__dict__
-        if path not in handles:
-            handles[path] = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
-            self._open_files.append(handles[path])
-        return handles[path]
+        """This thread's own handle of a file, which has a position. It has one at a time: shards can be many."""
+        if getattr(self._local, "path", None) != path:
+            if (last := getattr(self._local, "file", None)) is not None:
+                self._open_files.discard(last)
+                last.close()
+            self._local.file, self._local.path = open(path, "rb", buffering=0), path  # noqa: SIM115
+            self._open_files.add(self._local.file)
+        return self._local.file
 
     def _indexed_names(self) -> dict[str, str]:
         """The shard of each tensor as the index has it; empty where there is a single file."""
@@ -221,7 +223,7 @@ def read_json(path: Path) -> Any:
         [`FineMixingError`]: It is no regular file, too large, not JSON in UTF-8, or has a key twice.
     """
     if not path.is_file():  # nor a pipe, which would never end
-        raise FineMixingError(f"{path} is missing: give the whole folder that save_pretrained wrote.")
+        raise FineMixingError(f"{path} is missing or no regular file: give the whole folder.")
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_HEADER_BYTES + 1)

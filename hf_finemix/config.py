@@ -128,6 +128,7 @@ class FineMixingConfig:
         self.module_ratios = _module_ratios(self.module_ratios)
         _one_of("strategy", self.strategy, STRATEGIES)
         _one_of("head", self.head, ("keep", "reinit"))
+        _whole_number("mask_version", self.mask_version)
         _one_of("mask_version", self.mask_version, MASK_VERSIONS)
         _whole_number("mixing_seed", self.mixing_seed)
         _whole_number("num_purified_tokens", self.num_purified_tokens)
@@ -159,11 +160,11 @@ class FineMixingConfig:
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "FineMixingConfig":
         """Read `fine_mixing_config.json` from a folder. An unreadable file or an unknown key is an error."""
+        from .checkpoint import check_inside, read_json
+
         path = Path(directory) / CONFIG_NAME
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FineMixingError(f"{path} cannot be read as a Fine-mixing config: {error}.") from error
+        check_inside(path, Path(directory))
+        values = read_json(path)
         if not isinstance(values, dict):
             raise FineMixingError(f"{path} is not a JSON object: write one with FineMixingConfig.save_pretrained.")
         if unknown := sorted(set(values) - {f.name for f in fields(cls)}):

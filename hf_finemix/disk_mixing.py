@@ -12,7 +12,7 @@ from typing import Any
 from .architectures import read_model_config
 from .checkpoint import Checkpoint, check_inside, read_json
 from .config import FineMixingConfig
-from .disk_pair import DiskPair, TensorMix
+from .disk_pair import DiskPair, TensorMix, check_for_disk
 from .drift import not_finite
 from .errors import AlignmentError, FineMixingError
 from .hub import fetch_model
@@ -23,7 +23,10 @@ from .shards import ShardWriter, parse_size
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
 from .tokenizer import copy_tokenizer
 
-__all__ = ["mark_purified", "mix_checkpoints", "open_pair"]
+__all__ = ["UNSAFE_KEYS", "mix_checkpoints", "open_pair", "purify_pair"]
+
+# What in a configuration makes transformers ask for code, or load other files than these.
+UNSAFE_KEYS = {"auto_map", "custom_pipelines", "transformers_weights", "attn_implementation", "_attn_implementation"}
 
 
 def mix_checkpoints(
@@ -79,6 +82,7 @@ def mix_checkpoints(
         config = config.with_base(base)
     if not config.base_model_name_or_path:
         raise FineMixingError("the base is missing: give base_model (--base-model), the model it was fine-tuned from.")
+    check_for_disk(config)
     shard_size, workers = parse_size(max_shard_size), check_workers(num_workers)
     for source in (Path(str(source)).expanduser().resolve() for source in (suspect, config.base_model_name_or_path)):
         if source.exists() and source.is_relative_to(Path(out).resolve()):
@@ -91,7 +95,7 @@ def mix_checkpoints(
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
         pair, model_config = open_pair(*sides, config)
         pair.check(*sides)
-        purified, added = mark_purified(pair, *sides, config)
+        purified, added = purify_pair(pair, *sides, config, model_config)
         written = {tensor.source: tensor.info for tensor in pair.tensors}
         check_free_space(folder, sum(info.nbytes for info in written.values()))
         kept = _mix(pair, *sides, stack.enter_context(ShardWriter(folder, written, shard_size)), config, workers)
@@ -106,6 +110,7 @@ def mix_checkpoints(
                 "tensors": {t.name: _described(t, kept.get(t.name), config) for t in pair.tensors},
                 "ignored_base_tensors": pair.ignored_base_tensors(),
                 "converted_base_tensors": {},
+                "ignored_suspect_tensors": pair.layout.ignored,
                 "added_tokens": added,
             },
             purified_tokens=purified,
@@ -131,8 +136,8 @@ def open_pair(suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig) -
     return DiskPair.from_headers(suspect.tensors, base.tensors, architecture, model_config, config), model_config
 
 
-def mark_purified(
-    pair: DiskPair, suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig
+def purify_pair(
+    pair: DiskPair, suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig, model_config: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Let E-PUR mark its rows, where the config asks for it; what the report says of them and of added tokens."""
     if not config.purify_embeddings or not config.num_purified_tokens:
@@ -144,6 +149,9 @@ def mark_purified(
         tokenizer, _ = choose_tokenizer(suspect.folder, base.folder)
     except FineMixingError as error:
         raise FineMixingError(f"{str(error).rstrip('.')}; or switch E-PUR off (--purify-embeddings false).") from error
+    pad = model_config.get("pad_token_id")
+    if type(pad) is int and 0 <= pad < len(tokenizer):  # as agree_on_padding has it: that token is special then
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     source = Path(config.token_frequencies) if config.token_frequencies else None
     frequencies = token_frequencies(tokenizer, source)
     purified, added = pair.purify(suspect, base, config, frequencies, tokenizer.all_special_ids)
@@ -159,14 +167,14 @@ def _mix(
 ) -> dict[str, int]:
     """Write every tensor of the mix; how many elements of each are the suspect's own."""
     kept, bad, lock = {tensor.name: 0 for tensor in pair.tensors}, set(), threading.Lock()
-    # In the order of the files, so that each file is whole, and sent to the disk, while the next is being mixed.
-    shards = list(dict.fromkeys(writer.file_of[tensor.source] for tensor in pair.tensors))
-    work = pieces(sorted(pair.tensors, key=lambda tensor: shards.index(writer.file_of[tensor.source])))
-    left = dict.fromkeys(shards, 0)
+    # The tensors are in the order of the files: each is whole, and sent to the disk, while the next is being mixed.
+    work = pieces(pair.tensors)
+    left = dict.fromkeys(writer.file_of.values(), 0)
     for tensor, _, _ in work:
         left[writer.file_of[tensor.source]] += 1
 
-    with ThreadPoolExecutor(1) as disk:
+    disk = ThreadPoolExecutor(1)
+    try:
         synced = [disk.submit(writer.sync, file) for file, count in left.items() if not count]
 
         def do(piece: Piece, workspace: Workspace) -> None:
@@ -181,12 +189,14 @@ def _mix(
                 left[file] -= 1
                 if not left[file]:
                     synced.append(disk.submit(writer.sync, file))
+            if bad:
+                raise AlignmentError(not_finite(sorted(bad)))
 
         run_pieces(work, do, workers, "Mixing")
-        if bad:
-            raise AlignmentError(not_finite(sorted(bad)))
         for future in synced:
             future.result()
+    finally:
+        disk.shutdown(cancel_futures=True)
     return kept
 
 
@@ -199,7 +209,6 @@ def _described(tensor: TensorMix, kept: int | None, config: FineMixingConfig) ->
 
 def _write_config(content: dict[str, Any], source: Path, folder: Path) -> None:
     """The suspect's configuration, without what would ask for code or for other files."""
-    unsafe = {"auto_map", "custom_pipelines", "transformers_weights", "attn_implementation", "_attn_implementation"}
     files = {"config.json": content}
     generation = source / "generation_config.json"
     if generation.is_file():
@@ -207,5 +216,5 @@ def _write_config(content: dict[str, Any], source: Path, folder: Path) -> None:
         files[generation.name] = read_json(generation)
     for name, values in files.items():
         if isinstance(values, dict):
-            values = {key: value for key, value in values.items() if key not in unsafe}
+            values = {key: value for key, value in values.items() if key not in UNSAFE_KEYS}
             (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,7 +1,9 @@
 """Two checkpoints on disk side by side: what becomes of every tensor of the suspect, from headers alone."""
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,14 @@ from .architectures import DiskLayout, disk_layout
 from .checkpoint import Checkpoint, TensorInfo, row_chunks
 from .config import FineMixingConfig
 from .drift import TensorDrift, check_related
-from .dtypes import is_finite, rounded, to_float64, words
+from .dtypes import MIXABLE, is_finite, rounded, to_float64, words
 from .errors import AlignmentError, FineMixingError
 from .purification import TokenDrift, frequency_of_rows, row_drift, rows_to_purify
 
-__all__ = ["DiskPair", "TensorMix"]
+__all__ = ["DiskPair", "TensorMix", "check_for_disk"]
 
-KEPT_INTEGERS = "kept: integers, the same in both"
+logger = logging.getLogger(__name__)
+
 SAMPLE_SLICES, SAMPLE_ELEMENTS = 8, 8192  # of each matrix, to see whether the two are related
 CHUNK_ELEMENTS = 1 << 18
 
@@ -51,8 +54,8 @@ class TensorMix:
 
     @property
     def row(self) -> int:
-        """Elements of a row."""
-        return self.info.elements // self.info.shape[0] if self.info.shape and self.info.shape[0] else 1
+        """Elements of a row, at least 1."""
+        return max(1, prod(self.info.shape[1:]))
 
 
 @dataclass
@@ -64,14 +67,12 @@ class DiskPair:
         tensors (`list[TensorMix]`): Every tensor of the mix, in the suspect's order.
         tied (`dict[str, str]`): Names on disk of tensors that must equal another one (by its name on disk) to be tied
             to it, and are then not written.
-        integers (`list[TensorMix]`): Those kept under the condition that both sides have the same.
         layout ([`DiskLayout`]): The names of both.
     """
 
     tensors: list[TensorMix]
     layout: DiskLayout
     tied: dict[str, str] = field(default_factory=dict)
-    integers: list[TensorMix] = field(default_factory=list)
 
     @classmethod
     def from_headers(
@@ -94,16 +95,14 @@ class DiskPair:
             [`AlignmentError`]: As [`align`] does; besides for 8-bit floats and for layouts that transformers merges or
                 splits on loading.
         """
-        if config.reserve_ratio == "auto":
-            raise FineMixingError("reserve_ratio is 'auto', which only clean can choose: give a number in [0, 1].")
-        if config.head == "reinit":
-            raise FineMixingError("head='reinit' needs the model in memory (mix_model): on disk, use 'keep'.")
+        check_for_disk(config)
         layout = disk_layout(suspect, base, architecture, model_config)
         if layout.converted:
             name, sources = next(iter(layout.converted.items()))
             raise AlignmentError(
                 f"{len(layout.converted)} tensors of {architecture} are merged or split on loading ({name} from "
-                f"{sources[0]}, …), and their mask goes by what is in memory: use clean, or mix_model in Python."
+                f"{sources[0]}, …), and their mask goes by what is in memory: use clean, or mix_model in Python; "
+                "what these made cannot be verified on disk."
             )
         _refuse_quantised(suspect)
         infos = {name: suspect[source] for name, source in layout.suspect.items()}
@@ -114,27 +113,19 @@ class DiskPair:
             for other in others
             if other in layout.suspect and first in layout.suspect
         }
-        integers = {
-            name
-            for name, info in infos.items()
-            if not info.dtype.startswith(("float", "bfloat")) and base_infos.get(name, info) == info
-        }
         alignment = align(
             infos,
             base_infos,
-            buffers=layout.buffers | integers,
+            buffers=layout.buffers,
             embedding=layout.embedding if layout.embedding in infos else None,
             aliases=layout.aliases,
         )
         order = {source: i for i, source in enumerate(suspect)}
-        tensors, same = [], []
+        tensors = []
         for name in sorted(infos, key=lambda name: order[layout.suspect[name]]):
             match, info, source = alignment.matches[name], infos[name], layout.suspect[name]
             if match.base_name is None:
                 tensor = TensorMix(name, source, info, match.rule)
-                if name in integers - layout.buffers and name in base_infos:
-                    tensor = replace(tensor, rule=KEPT_INTEGERS, base_source=layout.base[name])
-                    same.append(tensor)
             else:
                 elements = info.elements
                 if match.rule == MIXED_COMMON_ROWS:
@@ -145,11 +136,11 @@ class DiskPair:
                     name, source, info, match.rule, counterpart, base[counterpart].dtype, elements, ratio
                 )
             tensors.append(tensor)
-        return cls(tensors, layout, tied, same)
+        return cls(tensors, layout, tied)
 
     def mixed(self) -> list[TensorMix]:
         """Those that take weights from the base."""
-        return [tensor for tensor in self.tensors if tensor.mixed_elements or tensor.base_dtype]
+        return [tensor for tensor in self.tensors if tensor.base_dtype is not None]
 
     def ignored_base_tensors(self) -> list[str]:
         """Tensors of the base, by name on disk, that nothing goes with."""
@@ -160,20 +151,9 @@ class DiskPair:
         Compare what the headers do not tell, and drop the tensors that are tied to others.
 
         Raises:
-            [`AlignmentError`]: Integers that differ, or weights that have nothing to do with each other (told by a
-                sample of every matrix).
+            [`AlignmentError`]: The weights have nothing to do with each other, told by a sample of every matrix.
         """
-        for tensor in self.integers:
-            if not _same_bytes(suspect, tensor.source, base, tensor.base_source):
-                raise AlignmentError(
-                    f"{tensor.name} is {tensor.info.dtype} and differs between suspect and base: integers cannot be "
-                    "mixed. Give both in float32, float16 or bfloat16."
-                )
-        same = {
-            alias
-            for alias, first in self.tied.items()
-            if suspect.tensors[alias] == suspect.tensors[first] and _same_bytes(suspect, alias, suspect, first)
-        }
+        same = {alias for alias, first in self.tied.items() if _same_values(suspect, alias, first)}
         self.tensors = [tensor for tensor in self.tensors if tensor.source not in same]
         drift = {t.name: _sampled_drift(t, suspect, base) for t in self.mixed() if len(t.info.shape) > 1}
         check_related(drift, drift)
@@ -194,6 +174,7 @@ class DiskPair:
         """
         place = next((i for i, t in enumerate(self.tensors) if t.name == self.layout.embedding and t.base_dtype), None)
         if place is None:
+            logger.warning("E-PUR has nothing to purify: the input embedding is not mixed.")
             return [], []
         tensor = self.tensors[place]
         rows = tensor.mixed_elements // tensor.row
@@ -218,6 +199,14 @@ class DiskPair:
                 else t
                 for t in self.tensors
             ]
+
+
+def check_for_disk(config: FineMixingConfig) -> None:
+    """Raise a [`FineMixingError`] for what only a model in memory can do."""
+    if config.reserve_ratio == "auto":
+        raise FineMixingError("reserve_ratio is 'auto', which only clean can choose: give a number in [0, 1].")
+    if config.head == "reinit":
+        raise FineMixingError("head='reinit' needs the model in memory (mix_model): on disk, use 'keep'.")
 
 
 def _refuse_quantised(tensors: Mapping[str, TensorInfo]) -> None:
@@ -261,12 +250,17 @@ def _sampled_drift(tensor: TensorMix, suspect: Checkpoint, base: Checkpoint) -> 
     return total
 
 
-def _same_bytes(left: Checkpoint, name: str, right: Checkpoint, other: str) -> bool:
-    size = left.tensors[name].nbytes
-    for start in range(0, size, CHUNK_ELEMENTS):
-        sides = [bytearray(min(CHUNK_ELEMENTS, size - start)) for _ in range(2)]
-        left.read_into(name, memoryview(sides[0]), start)
-        right.read_into(other, memoryview(sides[1]), start)
-        if sides[0] != sides[1]:
+def _same_values(side: Checkpoint, name: str, other: str) -> bool:
+    """Whether two tensors of a checkpoint hold the same numbers, as transformers asks before it ties them."""
+    infos = [side.tensors[name], side.tensors[other]]
+    if infos[0].shape != infos[1].shape or not {info.dtype for info in infos} <= MIXABLE:
+        return False
+    for start in range(0, infos[0].elements, CHUNK_ELEMENTS):
+        stop = min(start + CHUNK_ELEMENTS, infos[0].elements)
+        values = [
+            to_float64(_read_words(side, n, info.dtype, start, stop), info.dtype)
+            for n, info in zip((name, other), infos, strict=True)
+        ]
+        if not np.array_equal(*values):
             return False
     return True

@@ -86,4 +86,8 @@ def _from_float(values: np.ndarray, dtype: str) -> np.ndarray:
         return np.ascontiguousarray(values.astype(_FLOAT[dtype], copy=False)).view(_WORD[ITEMSIZE[dtype]])
     bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
     odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
+    half = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
+    nan = np.isnan(values)
+    if nan.any():  # whose bits the sum may carry over into those of a number
+        half[nan] = 0x7FC0
+    return half

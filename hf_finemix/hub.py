@@ -23,6 +23,8 @@ ALLOWED_FILES = [
     "merges.txt",
     "*.model",
     "README.md",
+    "cleaning_report.json",
+    "fine_mixing_config.json",
 ]
 _REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -45,7 +47,7 @@ class LocalModel:
 
 def is_repo_id(text: str) -> bool:
     """Whether it looks like `name` or `org/name`."""
-    return bool(_REPO_ID.fullmatch(text))
+    return len(text) <= 200 and bool(_REPO_ID.fullmatch(text))
 
 
 def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: str = "model") -> LocalModel:
@@ -60,10 +62,14 @@ def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: 
     Raises:
         [`FineMixingError`]: There is no such folder or repo, it may not be read, or the Hub cannot be reached.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir() and str(name_or_path):
-        return LocalModel(str(name_or_path), path)
-    if path.is_file() or not is_repo_id(str(name_or_path)):
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.is_dir() and str(name_or_path):
+            return LocalModel(str(name_or_path), path)
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError):  # a name too long, a home that does not exist, a zero byte
+        is_file = True
+    if is_file or not is_repo_id(str(name_or_path)):
         raise FineMixingError(
             f"the {role} {str(name_or_path)!r} is neither a folder nor a Hub id like org/name: check it."
         )

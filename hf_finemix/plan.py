@@ -196,7 +196,12 @@ def _headers_on_hub(repo: str, revision: str | None, with_config: bool) -> _Head
     if is_offline_mode():
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=ALLOWED_FILES))
         return replace(_headers(folder, None, repo, with_config), id=repo, revision=folder.name)
-    sha = HfApi().model_info(repo, revision=revision).sha
+    info = HfApi().model_info(repo, revision=revision)
+    sha, names = info.sha, {file.rfilename for file in info.siblings or ()}
+    if "adapter_config.json" in names:
+        raise FineMixingError(f"{repo} is an adapter, which cannot be mixed yet: merge it into its base first.")
+    if with_config and "config.json" not in names:
+        raise FineMixingError(f"{repo} has no config.json: give a repo that save_pretrained wrote.")
     try:
         found = get_safetensors_metadata(repo, revision=sha)
     except NotASafetensorsRepoError as error:
@@ -207,9 +212,16 @@ def _headers_on_hub(repo: str, revision: str | None, with_config: bool) -> _Head
     for file, metadata in found.files_metadata.items():
         for name, info in metadata.tensors.items():
             sizes = info.shape if isinstance(info.shape, list) else [None]
-            if info.dtype not in SAFETENSORS_NAMES or not all(type(n) is int and 0 <= n < 2**63 for n in sizes):
-                raise FineMixingError(f"{repo}: {file} has {name[:200]!r} with an impossible dtype or shape.")
-            tensors[name] = TensorInfo(tuple(sizes), SAFETENSORS_NAMES[info.dtype])
+            possible = info.dtype in SAFETENSORS_NAMES and all(type(n) is int and 0 <= n < 2**63 for n in sizes)
+            possible &= name not in tensors
+            if possible:
+                tensors[name] = TensorInfo(tuple(sizes), SAFETENSORS_NAMES[info.dtype])
+                begin, end = info.data_offsets
+                possible = end - begin == tensors[name].nbytes
+            if not possible:
+                raise FineMixingError(
+                    f"{repo}: {file} has {name[:200]!r} with an impossible dtype or shape, or twice."
+                )
     files = snapshot_download(repo, revision=sha, allow_patterns=ALLOWED_FILES, dry_run=True)
     download = sum(file.file_size for file in files if file.will_download)
     content = read_json(Path(hf_hub_download(repo, "config.json", revision=sha))) if with_config else None

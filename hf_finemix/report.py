@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import check_inside, read_json
 from .errors import FineMixingError
 
 __all__ = ["REPORT_NAME", "CleaningReport", "percent"]
@@ -87,13 +88,16 @@ class CleaningReport:
     def load(cls, folder: str | Path) -> "CleaningReport":
         """Read the report of a cleaned model. Keys of later versions are left out."""
         path = Path(folder) / REPORT_NAME
+        check_inside(path, Path(folder))
         try:
-            values = dict(json.loads(path.read_text(encoding="utf-8")))
+            values = dict(read_json(path))
             for name, default in vars(cls()).items():
                 if default is not None and not isinstance(values.get(name, default), type(default)):
                     raise TypeError(f"{name} is a {type(values[name]).__name__}")
             return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-        except (OSError, ValueError, TypeError) as error:
+        except FineMixingError:
+            raise
+        except (ValueError, TypeError) as error:
             raise FineMixingError(f"{path} cannot be read as a cleaning report: {error}.") from error
 
     def summary(self) -> str:

@@ -1,5 +1,6 @@
 """Writing safetensors files into place: all headers first, then any piece of any tensor in any order."""
 
+import errno
 import json
 import os
 import re
@@ -45,7 +46,7 @@ class ShardWriter:
         self.file_of: dict[str, Path] = {}
         self._begin: dict[str, int] = {}
         self._local = threading.local()
-        self._open_files: list[Any] = []
+        self._open_files: set[Any] = set()
         shards = list(_cut(tensors, max_shard_size))
         total = sum(info.nbytes for info in tensors.values())
         for number, names in enumerate(shards, 1):
@@ -94,18 +95,23 @@ class ShardWriter:
         with open(path, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.flush()
-            if position and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 8 + len(text), position)
-            else:
+            try:
+                if position:
+                    os.posix_fallocate(file.fileno(), 8 + len(text), position)
+            except (AttributeError, OSError) as error:  # not on every system, nor on every file system
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
                 file.truncate(8 + len(text) + position)
 
     def _file(self, path: Path) -> Any:
-        """This thread's own handle of a file, which has a position."""
-        handles = self._local.__dict__
-        if path not in handles:
-            handles[path] = open(path, "r+b", buffering=0)  # noqa: SIM115 - closed by close()
-            self._open_files.append(handles[path])
-        return handles[path]
+        """This thread's own handle of a file, which has a position. It has one at a time: shards can be many."""
+        if getattr(self._local, "path", None) != path:
+            if (last := getattr(self._local, "file", None)) is not None:
+                self._open_files.discard(last)
+                last.close()
+            self._local.file, self._local.path = open(path, "r+b", buffering=0), path  # noqa: SIM115
+            self._open_files.add(self._local.file)
+        return self._local.file
 
 
 def _cut(tensors: Mapping[str, TensorInfo], max_size: int) -> Iterable[list[str]]:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -74,14 +75,18 @@ class Workspace:
         base.read_into(tensor.base_source, memoryview(raw), first * size)
         original = words(raw, tensor.base_dtype)
         b = rounded(original, tensor.base_dtype, tensor.info.dtype)
-        if not is_finite(b, tensor.info.dtype):
-            finite = is_finite(original, tensor.base_dtype)
-            bad.add(f"{tensor.base_source} of the base{f', which overflows in {tensor.info.dtype}' if finite else ''}")
+        if not is_finite(original, tensor.base_dtype):
+            bad.add(f"{tensor.base_source} of the base")
+        elif not is_finite(b, tensor.info.dtype):
+            bad.add(f"{tensor.base_source} of the base, which overflows in {tensor.info.dtype}")
         # Whole rows go back to the base after E-PUR: their places in this chunk.
+        here = (
+            bisect_left(tensor.purified, first // tensor.row),
+            bisect_left(tensor.purified, -(-(first + len(s)) // tensor.row)),
+        )
         reset = [
-            slice(max(0, row * tensor.row - first), max(0, (row + 1) * tensor.row - first))
-            for row in tensor.purified
-            if row * tensor.row < first + len(s) and (row + 1) * tensor.row > first
+            slice(max(0, row * tensor.row - first), (row + 1) * tensor.row - first)
+            for row in tensor.purified[here[0] : here[1]]
         ]
         if config.strategy == "average" and 0 < tensor.ratio < 1:
             s[:] = average(s, b, tensor.info.dtype, tensor.ratio)

@@ -65,6 +65,10 @@ def copy_tokenizer(suspect: Path, base: Path, folder: Path) -> dict[str, Any]:
         `dict`: `source` ("base", "suspect", or `None` where neither has a fast tokenizer) and `differences`.
     """
     ours, theirs = base / "tokenizer.json", suspect / "tokenizer.json"
+    if not ours.is_file() and any((base / name).is_file() for name in _FILES[4:]):
+        tokenizer, note = choose_tokenizer(suspect, base)  # which can make a fast tokenizer of these
+        tokenizer.save_pretrained(folder)
+        return note
     if not ours.is_file() and not theirs.is_file():
         return {"source": None, "differences": []}
     if not ours.is_file():

@@ -1,21 +1,23 @@
 """Does a published mix follow from its config, its suspect and its base? Tensor by tensor, element by element."""
 
 import hashlib
+import re
 import threading
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .alignment import REINITIALISED_HEAD
-from .checkpoint import Checkpoint, sha256_of_file
+from .alignment import KEPT_HEAD, REINITIALISED_HEAD
+from .checkpoint import Checkpoint, read_json, sha256_of_file
 from .config import FineMixingConfig
-from .disk_mixing import mark_purified, open_pair
+from .disk_mixing import UNSAFE_KEYS, open_pair, purify_pair
 from .disk_pair import DiskPair
-from .errors import FineMixingError
-from .hub import fetch_model
+from .dtypes import to_float64, words
+from .errors import FineMixingError, printable
+from .hub import LocalModel, fetch_model, is_repo_id
 from .report import CleaningReport
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
 
@@ -29,6 +31,8 @@ class Verification:
 
     Attributes:
         kind (`str`): `"mixed"` (weights only) or `"cleaned"` (fine-tuned after mixing).
+        suspect, base (`str`): From what the mix was derived again: id or folder, and commit.
+        reserve_ratio (`float`): With which ρ.
         tensors (`int`): How many tensors were mixed again from suspect and base and compared.
         elements (`int`): How many scalars these have.
         wrong (`dict[str, int | None]`): Tensors that are not as the config says, by canonical name, with the
@@ -38,6 +42,9 @@ class Verification:
     """
 
     kind: str
+    suspect: str = ""
+    base: str = ""
+    reserve_ratio: float | None = None
     tensors: int = 0
     elements: int = 0
     wrong: dict[str, int | None] = field(default_factory=dict)
@@ -56,8 +63,14 @@ class Verification:
     def summary(self) -> str:
         """The result as text, for people."""
         how = "every element is the one the mask says" if self.kind == "mixed" else "each mix has the reported digest"
-        lines = [f"{self.tensors:,} tensors, {self.elements:,} elements derived again from suspect and base: {how}"]
-        return "\n".join([*lines, *(f"not checked: {what}" for what in self.not_checked)])
+        lines = [
+            f"{self.tensors:,} tensors, {self.elements:,} elements derived again: {how}",
+            f"suspect {self.suspect}",
+            f"base    {self.base} (do you trust it?)",
+            f"ρ       {self.reserve_ratio:g} of the weights are the suspect's",
+            *(f"not checked: {what}" for what in self.not_checked),
+        ]
+        return "\n".join(map(printable, lines))
 
     def failure(self) -> str:
         """What is wrong, in one line."""
@@ -81,8 +94,9 @@ def verify_mix(
     """
     Derive a mix again from its suspect, its base and its config, and compare.
 
-    Of a mixed folder every element is compared. Of a cleaned one the digests in its report are, and the hashes of all
-    weight files; the fine-tuning after it cannot be derived again.
+    Of a mixed folder every element is compared. Of a cleaned one the digests in its report are, the hashes of all
+    weight files, and whether its weights are nearer to the mix than to the suspect; the fine-tuning after the mix
+    cannot be derived again.
 
     Args:
         folder (`str` or `Path`): What `mix` or `clean` wrote, or a Hub id of it.
@@ -96,33 +110,77 @@ def verify_mix(
     workers = check_workers(num_workers)
     published = fetch_model(folder, role="mix").folder
     report, config = CleaningReport.load(published), FineMixingConfig.from_pretrained(published)
-    found = Verification("cleaned" if report.training else "mixed")
-    known = {f.name for f in fields(FineMixingConfig)}
-    stated = {name: value for name, value in report.mixing.items() if name in known}
-    found.problems += [
-        f"fine_mixing_config.json and the report differ in {name}"
-        for name, value in config.to_dict().items()
-        if stated.get(name) != value
-    ]
+    found = Verification("cleaned" if report.training else "mixed", reserve_ratio=config.reserve_ratio)
+    _check_settings(config, report, base is not None, found)
     with ExitStack() as stack:
-        sides = []
-        for role, given, stated_side in (("suspect", suspect, report.suspect), ("base", base, report.base)):
-            source, revision = (given, None) if given else (stated_side.get("id"), stated_side.get("revision"))
-            if not isinstance(source, (str, Path)):
-                raise FineMixingError(f"the report of {published} does not say what its {role} was: give --{role}.")
-            sides.append(stack.enter_context(Checkpoint(fetch_model(source, revision, role=role).folder)))
-            _compare_hashes(sides[-1], stated_side.get("sha256"), f"the {role}", found)
+        models = [_find("suspect", suspect, report.suspect), _find("base", base, report.base)]
+        found.suspect, found.base = (f"{m.id}{' @ ' + m.revision if m.revision else ''}" for m in models)
+        sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
+        _compare_hashes(sides[0], report.suspect.get("sha256"), "the suspect", found)
+        _compare_hashes(sides[1], report.base.get("sha256"), "the base", found)
         mix = stack.enter_context(Checkpoint(published))
-        pair, _ = open_pair(*sides, config)
+        pair, model_config = open_pair(*sides, replace(config, head="keep"))
         pair.check(*sides)
-        _purify_again(pair, sides, config, report, found)
+        _check_other_files(mix, model_config, found)
+        _purify_again(pair, sides, config, model_config, report, found)
         if found.kind == "mixed":
             _compare_elements(pair, sides, mix, config, workers, found)
         else:
             _compare_hashes(mix, report.weights, "the cleaned model", found)
-            _compare_digests(pair, sides, config, report, workers, found)
+            _compare_digests(pair, sides, mix, config, report, workers, found)
             found.not_checked.append("the fine-tuning after the mix, which cannot be derived again")
     return found
+
+
+def _check_settings(config: FineMixingConfig, report: CleaningReport, other_base: bool, found: Verification) -> None:
+    """Config and report must say the same, and nothing that would keep this machine busy for ever."""
+    known = {f.name for f in fields(FineMixingConfig)} & report.mixing.keys()
+    found.problems += [
+        f"fine_mixing_config.json and the report differ in {name}"
+        for name, value in config.to_dict().items()
+        if name in known and report.mixing[name] != value
+    ]
+    stated = report.base.get("id"), report.base.get("revision")
+    if not other_base and stated != (config.base_model_name_or_path, config.base_model_revision):
+        found.problems.append("fine_mixing_config.json and the report differ in the base")
+    for pattern in config.module_ratios or {}:
+        if len(pattern) > 500 or re.search(r"[+*}][?+]?\)+[+*{?]", pattern):
+            raise FineMixingError(
+                f"the config's module_ratios has a pattern that may take for ever: {pattern[:200]!r}."
+            )
+
+
+def _find(role: str, given: str | Path | None, stated: dict[str, Any]) -> LocalModel:
+    """The suspect or the base: an id with its commit is never taken for a folder, nor a folder for an id."""
+    if given is not None:
+        return fetch_model(given, role=role)
+    source, revision = stated.get("id"), stated.get("revision")
+    if not isinstance(source, str) or not source:
+        raise FineMixingError(f"the report does not say what the {role} was: give --{role}.")
+    if revision is None and is_repo_id(source) and not Path(source).is_dir():
+        raise FineMixingError(
+            f"the report's {role} was the local folder {source!r}, which is not here: give --{role}."
+        )
+    if revision is not None and not (isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision)):
+        raise FineMixingError(f"the report's {role} has a revision that is no commit: give --{role}.")
+    if revision is not None and (not is_repo_id(source) or Path(source).is_dir()):
+        raise FineMixingError(
+            f"the report's {role} is {source!r} on the Hub, and here is a folder of that name: move it."
+        )
+    return fetch_model(source, revision, role=role)
+
+
+def _check_other_files(mix: Checkpoint, model_config: dict[str, Any], found: Verification) -> None:
+    """What transformers would load beside, or in place of, the weights that are compared."""
+    content = read_json(mix.folder / "config.json")
+    content = content if isinstance(content, dict) else {}
+    found.problems += [f"its config.json has {key}" for key in sorted(UNSAFE_KEYS & content.keys())]
+    if found.kind == "mixed" and content != {k: v for k, v in model_config.items() if k not in UNSAFE_KEYS}:
+        found.problems.append("its config.json is not the suspect's")
+    others = {path.name for path in mix.folder.glob("*.safetensors")} - {file.name for file in mix.files}
+    others |= {name for name in ("adapter_config.json",) if (mix.folder / name).exists()}
+    found.problems += [f"it holds {name}, which belongs to no mix" for name in sorted(others)]
+    found.not_checked.append("the tokenizer" if found.kind == "mixed" else "the tokenizer and config.json")
 
 
 def _compare_hashes(side: Checkpoint, stated: Any, whose: str, found: Verification) -> None:
@@ -137,7 +195,12 @@ def _compare_hashes(side: Checkpoint, stated: Any, whose: str, found: Verificati
 
 
 def _purify_again(
-    pair: DiskPair, sides: list[Checkpoint], config: FineMixingConfig, report: CleaningReport, found: Verification
+    pair: DiskPair,
+    sides: list[Checkpoint],
+    config: FineMixingConfig,
+    model_config: dict[str, Any],
+    report: CleaningReport,
+    found: Verification,
 ) -> None:
     """Repeat E-PUR; go on with the rows of the report, so that what follows tells of the mask alone."""
     stated = [entry.get("id") for entry in report.purified_tokens if isinstance(entry, dict)]
@@ -146,7 +209,9 @@ def _purify_again(
         raise FineMixingError("the report names purified tokens that the base's vocabulary does not have.")
     unmarked = list(pair.tensors)
     try:
-        purified, _ = mark_purified(pair, *sides, config)
+        if config.token_frequencies:  # a file of whoever made the mix
+            raise FineMixingError(f"frequencies were counted in {config.token_frequencies}")
+        purified, _ = purify_pair(pair, *sides, config, model_config)
     except FineMixingError as error:
         found.not_checked.append(f"which embeddings E-PUR chooses ({error})")
     else:
@@ -156,7 +221,7 @@ def _purify_again(
                 f"than {report.versions.get('wordfreq')} it may)"
             )
     pair.tensors = unmarked
-    pair.mark_purified(stated)
+    pair.mark_purified(set(stated))
 
 
 def _compare_elements(
@@ -196,6 +261,7 @@ def _compare_elements(
 def _compare_digests(
     pair: DiskPair,
     sides: list[Checkpoint],
+    mix: Checkpoint,
     config: FineMixingConfig,
     report: CleaningReport,
     workers: int,
@@ -204,23 +270,41 @@ def _compare_digests(
     stated = report.mixing.get("tensors")
     if not isinstance(stated, dict) or not stated:
         raise FineMixingError("the report lists no mixed tensors: it is no report of a mix.")
-    stated = {name: entry if isinstance(entry, dict) else {} for name, entry in stated.items()}
     here = {tensor.name: tensor for tensor in pair.tensors}
-    new_heads = [name for name, entry in stated.items() if entry.get("rule") == REINITIALISED_HEAD]
-    if new_heads:
-        found.not_checked.append(f"{len(new_heads)} parameters that were initialised anew ({new_heads[0]}, …)")
-    unknown = [name for name in stated if name not in here and name not in new_heads]
-    found.problems += [f"{name} is in the report and not in the suspect" for name in unknown[:3]]
-    missing = [tensor.name for tensor in pair.mixed() if tensor.name not in stated]
-    found.problems += [f"{name} is in suspect and base and not in the report" for name in missing[:3]]
-    derived = [here[name] for name in stated if name in here and name not in new_heads]
-    digests, bad = {tensor.name: hashlib.sha256() for tensor in derived}, set()
+    derived = []
+    for name, tensor in here.items():
+        entry = stated.get(name)
+        if not isinstance(entry, dict):
+            found.problems.append(f"{name} is in the suspect and not in the report")
+        elif entry.get("rule") == REINITIALISED_HEAD and config.head == "reinit" and tensor.rule == KEPT_HEAD:
+            found.not_checked.append(f"{name}, which was initialised anew")
+        else:
+            derived.append(tensor)
+        if mix.tensors.get(tensor.source) != tensor.info:
+            found.problems.append(f"{tensor.source} is not in the cleaned model as it is in the suspect")
+    found.problems += [f"{name} is in the report and not in the suspect" for name in stated.keys() - here.keys()]
+    sums = {tensor.name: (hashlib.sha256(), np.zeros(3)) for tensor in derived}
+    bad: set[str] = set()
 
     def digest(piece: Piece, workspace: Workspace) -> None:
-        for _, raw, _ in workspace.mixed_chunks(piece[0], *sides, config, piece[1], piece[2], bad):
-            digests[piece[0].name].update(raw)
+        tensor, start, stop = piece
+        size, (sha256, distances) = tensor.info.nbytes // tensor.info.elements, sums[tensor.name]
+        for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad):
+            sha256.update(raw)
+            if tensor.base_dtype is not None and mix.tensors.get(tensor.source) == tensor.info:
+                there, theirs = np.empty_like(raw), np.empty_like(raw)
+                mix.read_into(tensor.source, memoryview(there), first * size)
+                sides[0].read_into(tensor.source, memoryview(theirs), first * size)
+                w, m, s = (
+                    to_float64(words(side, tensor.info.dtype), tensor.info.dtype) for side in (there, raw, theirs)
+                )
+                distances += [((one - other) ** 2).sum() for one, other in ((w, m), (w, s), (m, s))]
 
     whole = [(tensor, 0, tensor.info.elements) for tensor in derived if tensor.info.elements]
     run_pieces(sorted(whole, key=lambda piece: -piece[2]), digest, workers, "Verifying")
     found.tensors, found.elements = len(derived), sum(tensor.info.elements for tensor in derived)
-    found.wrong = {t.name: None for t in derived if digests[t.name].hexdigest() != stated[t.name].get("sha256")}
+    found.wrong = {t.name: None for t in derived if sums[t.name][0].hexdigest() != stated[t.name].get("sha256")}
+    to_mix, to_suspect, apart = np.sum([distances for _, distances in sums.values()], axis=0)
+    if apart and not to_mix < to_suspect:  # nor where one is not a number
+        found.problems.append("the cleaned weights are no nearer to the mix than to the suspect")
+    found.problems += [f"{name} is not finite" for name in sorted(bad)[:3]]

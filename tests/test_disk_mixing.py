@@ -17,7 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
-from hf_finemix import AlignmentError, Checkpoint, FineMixingConfig, FineMixingError, mix_checkpoints, mix_model
+from hf_finemix import (
+    Checkpoint,
+    FineMixingConfig,
+    FineMixingError,
+    mix_checkpoints,
+    mix_model,
+    verify_mix,
+)
 from hf_finemix.alignment import named_tensors
 from hf_finemix.cli import main
 from hf_finemix.frequency import token_frequencies
@@ -184,7 +191,7 @@ def test_a_grown_vocabulary_keeps_its_new_rows(pair, tokenizer, tmp_path):
     assert [entry["id"] for entry in report.mixing["added_tokens"]] == [rows, rows + 1, rows + 2]
 
 
-@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("same", [True, False, "but for a sign of zero"])
 def test_tied_weights_under_both_names(pair, tokenizer, tmp_path, same):
     torch.manual_seed(3)
     base = BertForMaskedLM(make_config())
@@ -193,7 +200,10 @@ def test_tied_weights_under_both_names(pair, tokenizer, tmp_path, same):
     tensors = weights(suspect)
     embedding, decoder = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
     assert decoder not in tensors
+    tensors[embedding][3, 5] = 0.0
     tensors[decoder] = tensors[embedding].clone() if same else tensors[embedding] * 2
+    if same not in (True, False):  # equal numbers, as transformers asks
+        tensors[decoder][3, 5], same = -0.0, True
     save_file(tensors, suspect / "model.safetensors")
     report = mix_checkpoints(suspect, tmp_path / "b", tmp_path / "out", config())
     mixed = weights(tmp_path / "out")
@@ -239,18 +249,65 @@ def test_old_names_are_renamed_as_transformers_does(copied, pair, tmp_path):
     assert all(torch.equal(bits(renamed[name]), bits(tensor)) for name, tensor in expected.items())
 
 
-def test_integers_are_kept_where_both_have_the_same(copied, tmp_path):
-    for folder, prefix in zip(copied, ("bert.", ""), strict=True):
+def test_what_the_class_has_no_place_for_is_left_out_as_in_memory(copied, pair, tmp_path):
+    """Old checkpoints hold positions, or masks of minus infinity, that transformers ignores."""
+    for folder, prefix, count in zip(copied, ("bert.", ""), (64, 70), strict=True):
         tensors = weights(folder)
-        tensors[f"{prefix}embeddings.position_ids"] = torch.arange(64)[None]
+        tensors[f"{prefix}embeddings.position_ids"] = torch.arange(count)[None]
+        tensors[f"{prefix}masked_bias"] = torch.full((3,), float("-inf"), dtype=torch.float16)
         save_file(tensors, folder / "model.safetensors")
     report = mix_checkpoints(*copied, tmp_path / "out", config())
-    assert report.mixing["tensors"]["embeddings.position_ids"]["rule"] == "kept: integers, the same in both"
-    assert weights(tmp_path / "out")["bert.embeddings.position_ids"].tolist() == [list(range(64))]
-    tensors["embeddings.position_ids"][0, 5] = 4
-    save_file(tensors, copied[1] / "model.safetensors")
-    with pytest.raises(AlignmentError, match=r"embeddings.position_ids is int64 and differs"):
-        mix_checkpoints(*copied, tmp_path / "other", config())
+    assert_same(tmp_path / "out", in_memory(*pair, config())[0])
+    ignored = ["bert.embeddings.position_ids", "bert.masked_bias"]
+    assert report.mixing["ignored_suspect_tensors"] == ignored
+    assert set(report.mixing["ignored_base_tensors"]) == {"embeddings.position_ids", "masked_bias"}
+    assert verify_mix(tmp_path / "out").ok
+
+
+def test_a_class_of_another_model_type_is_refused(copied, tmp_path):
+    """transformers goes by model_type: another class has other names, and with them other masks and embeddings."""
+    set_config(copied[0], architectures=["RobertaForSequenceClassification"])
+    with pytest.raises(
+        FineMixingError, match="model_type 'bert', and RobertaForSequenceClassification is of 'roberta'"
+    ):
+        mix_checkpoints(*copied, tmp_path / "out", config())
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7F800001])
+def test_no_nan_of_the_base_becomes_a_number(copied, tmp_path, bits):
+    """Rounding adds to the bits of a number: those of the largest NaN would turn into those of zero."""
+    for folder in copied:
+        save_file({n: t.bfloat16() for n, t in weights(folder).items()}, folder / "model.safetensors")
+    change(copied[1], lambda t: t.update({QUERY: t[QUERY].float()}))
+    change(copied[1], lambda t: t[QUERY].view(torch.int32).view(-1)[3:4].fill_(bits))
+    with pytest.raises(FineMixingError, match=r"query.weight of the base\)"):
+        mix_checkpoints(*copied, tmp_path / "out", config(1.0))
+
+
+def test_few_files_are_open_at_a_time(pair, tokenizer, tmp_path):
+    resource = pytest.importorskip("resource")
+    saved(BertForSequenceClassification.from_pretrained(pair[0]), tmp_path / "s", tokenizer, "0.2KB")
+    saved(BertModel.from_pretrained(pair[1]), tmp_path / "b", tokenizer, "0.2KB")
+    assert len(list((tmp_path / "s").glob("*.safetensors"))) >= 20
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = max(map(int, os.listdir("/proc/self/fd"))) if os.path.isdir("/proc/self/fd") else 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 25, limits[1]))
+    try:
+        mix_checkpoints(
+            tmp_path / "s", tmp_path / "b", tmp_path / "out", config(), max_shard_size="200B", num_workers=4
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert_same(tmp_path / "out", in_memory(*pair, config())[0])
+
+
+def test_purified_rows_are_those_of_cleaning_where_the_padding_token_is_a_word(copied, tmp_path):
+    """A model that pads with a word: that word is special, and never purified."""
+    plain = mix_checkpoints(*copied, tmp_path / "plain", config(purify_embeddings=True, num_purified_tokens=5))
+    worst = plain.purified_tokens[0]["id"]
+    set_config(copied[0], pad_token_id=worst)
+    report = mix_checkpoints(*copied, tmp_path / "out", config(purify_embeddings=True, num_purified_tokens=5))
+    assert worst not in [entry["id"] for entry in report.purified_tokens]
 
 
 def change(folder, edit):

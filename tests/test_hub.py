@@ -126,6 +126,10 @@ def test_plan_mix_and_verify_by_ids(hub, tmp_path):
 
     verified = run(hub, tmp_path, "verify", "out")
     assert verified.returncode == 0, verified.stderr
+    assert f"org/base @ {hub.sha('models', 'org/base')}" in verified.stdout
+    hub.repos["models", "org/mixed"] = tmp_path / "out"
+    by_id = run(hub, tmp_path, "verify", "org/mixed")
+    assert by_id.returncode == 0, by_id.stderr
     offline = run(hub, tmp_path, "plan", *flags, HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
     assert json.loads(offline.stdout)["rules"] == plan["rules"]

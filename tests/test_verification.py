@@ -72,7 +72,8 @@ def test_a_mix_is_proved_element_by_element(mixed, suspect_folder):
     assert found.kind == "mixed"
     tensors = load_file(suspect_folder / "model.safetensors")
     assert (found.tensors, found.elements) == (len(tensors), sum(t.numel() for t in tensors.values()))
-    assert found.not_checked == []
+    assert found.not_checked == ["the tokenizer"]
+    assert (found.suspect, found.reserve_ratio) == (str(suspect_folder), 0.4)
 
 
 @pytest.mark.parametrize("name", [QUERY, "encoder.layer.1.output.dense.weight", "embeddings.word_embeddings.weight"])
@@ -150,7 +151,10 @@ def test_a_cleaned_model_is_verified_as_far_as_can_be(cleaned):
     assert found.ok, found.failure()
     assert found.kind == "cleaned"
     assert found.tensors == len(json.loads((cleaned / "cleaning_report.json").read_text())["mixing"]["tensors"])
-    assert found.not_checked == ["the fine-tuning after the mix, which cannot be derived again"]
+    assert found.not_checked == [
+        "the tokenizer and config.json",
+        "the fine-tuning after the mix, which cannot be derived again",
+    ]
 
 
 def test_a_cleaned_model_without_the_hashes_of_its_own_weights(cleaned):
@@ -175,7 +179,7 @@ def test_a_cleaned_model_without_the_hashes_of_its_own_weights(cleaned):
         ),
         (
             lambda f: edit_json(f / "cleaning_report.json", lambda c: c["mixing"]["tensors"].pop(QUERY)),
-            f"{QUERY} is in suspect and base and not in the report",
+            f"{QUERY} is in the suspect and not in the report",
         ),
         (
             lambda f: edit_json(f / "cleaning_report.json", lambda c: c["mixing"]["tensors"].update(made_up={})),
@@ -191,6 +195,22 @@ def test_a_cleaned_model_without_the_hashes_of_its_own_weights(cleaned):
             lambda f: edit_json(f / "cleaning_report.json", lambda c: c["purified_tokens"].clear()),
             "E-PUR gives other embeddings than the 0",
         ),
+        (
+            lambda f: edit_json(
+                f / "cleaning_report.json",
+                lambda c: c["mixing"]["tensors"][QUERY].update(
+                    rule="reinitialised: not in the base (head)", sha256="0" * 64
+                ),
+            ),
+            f"{QUERY} is not what suspect, base and mask give",
+        ),
+        (
+            lambda f: edit_json(f / "config.json", lambda c: c.update(transformers_weights="x")),
+            "has transformers_weights",
+        ),
+        (lambda f: edit_json(f / "config.json", lambda c: c.update(auto_map={})), "its config.json has auto_map"),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter_config.json, which belongs to no mix"),
+        (lambda f: (f / "evil.safetensors").write_bytes(b""), "evil.safetensors, which belongs to no mix"),
     ],
 )
 def test_a_cleaned_model_that_is_not_what_its_report_says(cleaned, spoil, said):
@@ -203,9 +223,9 @@ def test_a_cleaned_model_that_is_not_what_its_report_says(cleaned, spoil, said):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda f: (f / "cleaning_report.json").unlink(), "cannot be read as a cleaning report"),
+        (lambda f: (f / "cleaning_report.json").unlink(), "cleaning_report.json is missing"),
         (lambda f: (f / "cleaning_report.json").write_text("[1]"), "cannot be read as a cleaning report"),
-        (lambda f: (f / "fine_mixing_config.json").unlink(), "cannot be read as a Fine-mixing config"),
+        (lambda f: (f / "fine_mixing_config.json").unlink(), "fine_mixing_config.json is missing"),
         (lambda f: edit_json(f / "cleaning_report.json", lambda c: c["suspect"].pop("id")), "give --suspect"),
         (
             lambda f: edit_json(f / "cleaning_report.json", lambda c: c["suspect"].update(id="/no/such")),
@@ -240,3 +260,56 @@ def test_command(mixed, capsys, suspect_folder, base_folder):
     assert f"{QUERY} is not what suspect, base and mask give (3 elements differ)" in printed.err
     assert main(["verify", str(mixed), "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["wrong"] == {QUERY: 3}
+
+
+def test_a_cleaned_model_that_is_the_suspect_itself(cleaned, suspect_folder):
+    shutil.copyfile(suspect_folder / "model.safetensors", cleaned / "model.safetensors")
+    edit_json(cleaned / "cleaning_report.json", lambda c: c.pop("weights"))
+    assert "no nearer to the mix than to the suspect" in verify_mix(cleaned).failure()
+
+
+def test_a_new_head_is_told_as_not_checked(suspect_folder, base_folder, data_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    config = FineMixingConfig(reserve_ratio=0.4, purify_embeddings=False, head="reinit", strategy="average")
+    args = TrainingArguments(output_dir=str(tmp_path / "out"), max_steps=2, use_cpu=True, report_to="none")
+    clean(suspect_folder, base_model=base_folder, mixing_config=config, training_args=args, dataset=str(data_folder))
+    found = verify_mix(tmp_path / "out")
+    assert found.ok, found.failure()
+    assert "classifier.bias, which was initialised anew" in found.not_checked
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda c: c["suspect"].update(revision="main"), "a revision that is no commit"),
+        (lambda c: c["suspect"].update(revision="0" * 40), "is '.*' on the Hub, and here is a folder"),
+        (lambda c: c["suspect"].update(id="org/name"), "was the local folder 'org/name', which is not here"),
+        (lambda c: c["suspect"].update(id="~nobody/x" * 100), "neither a folder nor a Hub id"),
+    ],
+)
+def test_a_report_that_names_its_models_oddly(mixed, spoil, said):
+    edit_json(mixed / "cleaning_report.json", spoil)
+    with pytest.raises(FineMixingError, match=said):
+        verify_mix(mixed)
+
+
+def test_a_config_that_would_take_for_ever(mixed):
+    for file, key in (("fine_mixing_config.json", None), ("cleaning_report.json", "mixing")):
+        edit_json(mixed / file, lambda c, key=key: (c[key] if key else c).update(module_ratios={"((a+)+)+$": 0.5}))
+    with pytest.raises(FineMixingError, match="may take for ever"):
+        verify_mix(mixed)
+
+
+def test_a_file_of_the_makers_is_not_read(mixed):
+    for file, key in (("fine_mixing_config.json", None), ("cleaning_report.json", "mixing")):
+        edit_json(mixed / file, lambda c, key=key: (c[key] if key else c).update(token_frequencies="/etc/passwd"))
+    found = verify_mix(mixed)
+    assert found.ok
+    assert "which embeddings E-PUR chooses (frequencies were counted in /etc/passwd)" in found.not_checked
+
+
+def test_a_base_that_the_config_does_not_name(mixed, base_folder, tmp_path):
+    other = shutil.copytree(base_folder, tmp_path / "attackers")
+    edit_json(mixed / "cleaning_report.json", lambda c: c["base"].update(id=str(other)))
+    assert "differ in the base" in verify_mix(mixed).failure()
+    assert verify_mix(mixed, base=base_folder).ok

@@ -1,12 +1,11 @@
 """`hf-finemix mix SUSPECT`."""
 
 import shlex
-import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from ..config import FineMixingConfig
 from ..disk_mixing import mix_checkpoints
-from .parsing import CommandParser, log_plainly
+from .parsing import CommandParser, log_plainly, print_json
 
 __all__ = ["main"]
 
@@ -37,12 +36,12 @@ def main(argv: list[str]) -> int:
         command=shlex.join(["hf-finemix", "mix", *argv]),
     )
     if rest.json:
-        print(report.to_json(), end="")
+        print_json(asdict(report))
         return 0
     tensors = report.mixing["tensors"].values()
     mixed = [tensor for tensor in tensors if "mixed" in tensor["rule"]]
     print(f"{len(mixed)} tensors mixed at ρ = {report.mixing['reserve_ratio']:g}, {len(tensors) - len(mixed)} kept")
     if report.purified_tokens:
         print(f"{len(report.purified_tokens)} word embeddings are the base's again (E-PUR)")
-    print(f"written to {arguments.output_dir} in {report.timings_s['mix']:.1f} s", file=sys.stdout)
+    print(f"written to {arguments.output_dir} in {report.timings_s['mix']:.1f} s")
     return 0

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import FineMixingError
 
-__all__ = ["CommandParser", "log_plainly", "quiet_unless_terminal"]
+__all__ = ["CommandParser", "log_plainly", "print_json", "quiet_unless_terminal"]
 
 
 class CommandParser(HfArgumentParser):
@@ -106,6 +106,11 @@ class CommandParser(HfArgumentParser):
         if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
             raise FineMixingError(f"the recipe {path} is not a YAML mapping of keys to values.")
         return recipe
+
+
+def print_json(value: Any) -> None:
+    """Print JSON in ASCII: names from a stranger's file may hold control characters."""
+    print(json.dumps(value, indent=2))
 
 
 def log_plainly() -> None:

@@ -1,12 +1,11 @@
 """`hf-finemix plan SUSPECT`."""
 
-import json
 from dataclasses import dataclass, field
 
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
 from ..plan import plan_mix
-from .parsing import CommandParser, log_plainly
+from .parsing import CommandParser, log_plainly, print_json
 
 __all__ = ["main"]
 
@@ -25,7 +24,7 @@ def main(argv: list[str]) -> int:
     log_plainly()
     plan = plan_mix(rest.suspect, config=config, suspect_revision=arguments.suspect_revision, out=arguments.output_dir)
     if rest.json:
-        print(json.dumps(plan.to_dict(), indent=2, ensure_ascii=False))
+        print_json(plan.to_dict())
     elif plan.refused is None:
         print(plan.summary())
     if plan.refused is not None:

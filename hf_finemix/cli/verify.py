@@ -1,11 +1,10 @@
 """`hf-finemix verify MODEL`."""
 
-import json
 from dataclasses import dataclass, field
 
 from ..errors import FineMixingError
 from ..verification import verify_mix
-from .parsing import CommandParser, log_plainly
+from .parsing import CommandParser, log_plainly, print_json
 
 __all__ = ["main"]
 
@@ -29,7 +28,7 @@ def main(argv: list[str]) -> int:
         rest.model, suspect=arguments.suspect, base=arguments.base_model, num_workers=arguments.num_workers
     )
     if rest.json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        print_json(found.to_dict())
     elif found.ok:
         print(found.summary())
     if not found.ok:

@@ -584,8 +584,8 @@ def read_results(paths: list[Path]) -> list[dict]:
 
 
 def series(results: list[dict]) -> Iterator[tuple[str, list[tuple[dict, dict]]]]:
-    """For ours, mergekit and the faster bound: the pairs that each was measured on, and the medians."""
-    for label in (OURS, MERGEKIT, "bound"):
+    """For each contender, and the faster bound: the pairs that each was measured on, and the medians."""
+    for label in (OURS, IN_PROCESS, MERGEKIT, "bound"):
         names = [(result, result["bound"] if label == "bound" else label) for result in results]
         points = [(result["pair"], result["medians"][name]) for result, name in names if name in result["medians"]]
         if points:
@@ -629,8 +629,14 @@ def scaling(paths: list[Path], output: Path) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    looks = {OURS: ("#0072B2", "o"), MERGEKIT: ("#D55E00", "s"), "bound": ("#595959", "^")}
-    labels = {OURS: "hf-finemix mix", MERGEKIT: "mergekit dare_linear", "bound": "read both, write one (bound)"}
+    looks = {
+        OURS: ("#0072B2", "o"),
+        IN_PROCESS: ("#56B4E9", "D"),
+        MERGEKIT: ("#D55E00", "s"),
+        "bound": ("#595959", "^"),
+    }
+    labels = {OURS: "hf-finemix mix", IN_PROCESS: "… without its start", MERGEKIT: "mergekit dare_linear"}
+    labels["bound"] = "read both, write one (bound)"
     results = read_results(paths)
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(8, 3.8), dpi=144, layout="constrained")
@@ -653,7 +659,7 @@ def scaling(paths: list[Path], output: Path) -> None:
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
             axes.set_xlabel("parameters of the model (bfloat16)")
             axes.set_ylabel(what)
-        figure.legend(loc="outside upper center", ncols=3)
+        figure.legend(loc="outside upper center", ncols=4, columnspacing=1.2, handlelength=1.6)
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, metadata={"Software": None})
     print(output)

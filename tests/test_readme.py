@@ -93,6 +93,17 @@ def test_files_that_the_readme_names_are_there():
     assert all((ROOT / link).exists() for link in links), links
 
 
+def test_mixing_on_disk(local, in_tmp, tmp_path, capsys):
+    from hf_finemix.cli import main
+
+    commands = re.search(r"```bash\n(hf-finemix plan .*?)```", README, flags=re.DOTALL)[1].splitlines()
+    assert [command.split()[1] for command in commands] == ["plan", "mix", "verify"]
+    for command in commands:
+        assert main(local(command).split()[1:]) == 0
+    assert "every element is the one the mask says" in capsys.readouterr().out
+    assert (tmp_path / "mixed" / "model.safetensors").is_file()
+
+
 def test_every_command_is_in_the_readme():
     from hf_finemix.cli import COMMANDS
 

@@ -39,8 +39,8 @@ def run(arguments: list[str]) -> tuple[int, str, float, float]:
         return process.returncode, errors.read(), seconds, usage.ru_maxrss * 1024 / 1e6
 
 
-def hostile() -> None:
-    """Mix each attack folder, and count those that are refused in one line."""
+def make_hostile(root: Path) -> None:
+    """Write a base and every attack folder, each with its name. (In a process of its own: it takes much memory.)"""
     sys.path.insert(0, str(ROOT / "tests"))
     import torch
     from conftest import drifted, make_config
@@ -50,26 +50,33 @@ def hostile() -> None:
     attacks = {**HOSTILE, **HOSTILE_CONFIG}
     if os.geteuid() == 0:  # who may read everything
         attacks = {name: attack for name, attack in attacks.items() if "unreadable" not in name}
+    torch.manual_seed(0)
+    BertModel(make_config()).save_pretrained(root / "base")
+    model = BertForSequenceClassification.from_pretrained(root / "base", config=make_config())
+    drifted(model).half().save_pretrained(root / "valid")
+    for i, (name, attack) in enumerate(attacks.items()):
+        shutil.copytree(root / "valid", root / f"attack{i}" / "suspect")
+        attack(root / f"attack{i}" / "suspect")
+        (root / f"attack{i}" / "name.txt").write_text(name)
+
+
+def hostile() -> None:
+    """Mix each attack folder, and count those that are refused in one line."""
     results = []
-    with tempfile.TemporaryDirectory() as root:
-        base, valid, out = (Path(root) / name for name in ("base", "valid", "out"))
-        torch.manual_seed(0)
-        BertModel(make_config()).save_pretrained(base)
-        model = BertForSequenceClassification.from_pretrained(base, config=make_config())
-        drifted(model).half().save_pretrained(valid)
-        for i, (name, attack) in enumerate(attacks.items()):
-            folder = Path(root) / str(i) / "suspect"
-            shutil.copytree(valid, folder)
-            attack(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        made = [sys.executable, __file__, "make-hostile", folder]
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for attack in root.glob("attack*"):
+            name, out = (attack / "name.txt").read_text(), root / "out"
             code, said, seconds, memory = run(
-                ["mix", str(folder), "--base-model", str(base), *MIX, "--output-dir", str(out)]
+                ["mix", str(attack / "suspect"), "--base-model", str(root / "base"), *MIX, "--output-dir", str(out)]
             )
             refused = code == 2 and len(said.splitlines()) == 1 and said.startswith("hf-finemix: error: ")
             refused &= not out.exists() and not Path(f"{out}.partial").exists()
             results.append((refused, seconds, memory, name))
             if not refused:
                 print(f"NOT REFUSED: {name}: exit {code}, {said!r}")
-            shutil.rmtree(folder.parent, ignore_errors=True)
     slowest, largest = max(results, key=lambda r: r[1]), max(results, key=lambda r: r[2])
     print(f"{sum(r[0] for r in results)} of {len(results)} attack folders refused: exit status 2, one line, no output")
     print(f"slowest {slowest[1]:.2f} s ({slowest[3]}), median {median(r[1] for r in results):.2f} s")
@@ -163,9 +170,12 @@ def main() -> None:
     killing.add_argument("--times", type=int, default=50)
     killing.add_argument("--seed", type=int, default=0)
     commands.add_parser("plan")
+    commands.add_parser("make-hostile").add_argument("root", type=Path)  # what `hostile` starts by itself
     arguments = parser.parse_args()
     if arguments.command == "kill":
         kill(arguments.pair, arguments.times, arguments.seed)
+    elif arguments.command == "make-hostile":
+        make_hostile(arguments.root)
     else:
         {"hostile": hostile, "plan": plan}[arguments.command]()
 

@@ -41,8 +41,12 @@ def words(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 def is_finite(numbers: np.ndarray, dtype: str) -> bool:
     """Whether none of the numbers (from [`words`]) is NaN or infinite."""
-    sign = numbers.dtype.type(1 << (8 * numbers.itemsize - 1))
-    return not numbers.size or int((numbers & ~sign).max()) < _INFINITY[dtype]
+    if not numbers.size:
+        return True
+    # Two passes and no copy: the positive ones are largest as signed integers, the negative ones as unsigned.
+    negative = 1 << (8 * numbers.itemsize - 1)
+    signed = numbers.view(numbers.dtype.str.replace("u", "i"))
+    return int(signed.max()) < _INFINITY[dtype] and int(numbers.max()) < negative + _INFINITY[dtype]
 
 
 def rounded(numbers: np.ndarray, source: str, target: str) -> np.ndarray:

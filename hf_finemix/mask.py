@@ -9,7 +9,7 @@ from .errors import FineMixingError
 
 __all__ = ["keep_mask"]
 
-_ZEROS = memoryview(bytes(1 << 18))
+_ZEROS = memoryview(bytes(1 << 19))
 
 
 def keep_mask(name: str, start: int, stop: int, *, ratio: float, seed: int, version: int = 2) -> np.ndarray:

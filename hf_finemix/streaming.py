@@ -19,8 +19,8 @@ from .mask import keep_mask
 
 __all__ = ["Piece", "Workspace", "check_workers", "pieces", "run_pieces"]
 
-# Scalars worked on at a time: what a core keeps in its own cache.
-CHUNK_ELEMENTS = 1 << 17
+# Scalars worked on at a time: few enough for a core's cache, enough that threads seldom wait for each other.
+CHUNK_ELEMENTS = 1 << 18
 # Scalars a worker takes at a time: enough to be worth taking, few enough that all cores end together.
 PIECE_ELEMENTS = 1 << 22
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .alignment import KEPT_HEAD, REINITIALISED_HEAD
+from .architectures import disk_layout
 from .checkpoint import Checkpoint, read_json, sha256_of_file
 from .config import FineMixingConfig
 from .disk_mixing import UNSAFE_KEYS, open_pair, purify_pair
@@ -127,7 +128,8 @@ def verify_mix(
             _compare_elements(pair, sides, mix, config, workers, found)
         else:
             _compare_hashes(mix, report.weights, "the cleaned model", found)
-            _compare_digests(pair, sides, mix, config, report, workers, found)
+            names = disk_layout(mix.tensors, {}, model_config["architectures"][0], model_config).suspect
+            _compare_digests(pair, sides, mix, names, config, report, workers, found)
             found.not_checked.append("the fine-tuning after the mix, which cannot be derived again")
     return found
 
@@ -262,11 +264,13 @@ def _compare_digests(
     pair: DiskPair,
     sides: list[Checkpoint],
     mix: Checkpoint,
+    names: dict[str, str],
     config: FineMixingConfig,
     report: CleaningReport,
     workers: int,
     found: Verification,
 ) -> None:
+    """By canonical names: `save_pretrained` may have written the cleaned model under other ones than the suspect's."""
     stated = report.mixing.get("tensors")
     if not isinstance(stated, dict) or not stated:
         raise FineMixingError("the report lists no mixed tensors: it is no report of a mix.")
@@ -280,8 +284,10 @@ def _compare_digests(
             found.not_checked.append(f"{name}, which was initialised anew")
         else:
             derived.append(tensor)
-        if mix.tensors.get(tensor.source) != tensor.info:
-            found.problems.append(f"{tensor.source} is not in the cleaned model as it is in the suspect")
+        if mix.tensors.get(names.get(name)) != tensor.info:
+            found.problems.append(
+                f"{name} has not the shape and dtype in the cleaned model that it has in the suspect"
+            )
     found.problems += [f"{name} is in the report and not in the suspect" for name in stated.keys() - here.keys()]
     sums = {tensor.name: (hashlib.sha256(), np.zeros(3)) for tensor in derived}
     bad: set[str] = set()
@@ -291,9 +297,9 @@ def _compare_digests(
         size, (sha256, distances) = tensor.info.nbytes // tensor.info.elements, sums[tensor.name]
         for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad):
             sha256.update(raw)
-            if tensor.base_dtype is not None and mix.tensors.get(tensor.source) == tensor.info:
+            if tensor.base_dtype is not None and mix.tensors.get(names.get(tensor.name)) == tensor.info:
                 there, theirs = np.empty_like(raw), np.empty_like(raw)
-                mix.read_into(tensor.source, memoryview(there), first * size)
+                mix.read_into(names[tensor.name], memoryview(there), first * size)
                 sides[0].read_into(tensor.source, memoryview(theirs), first * size)
                 w, m, s = (
                     to_float64(words(side, tensor.info.dtype), tensor.info.dtype) for side in (there, raw, theirs)

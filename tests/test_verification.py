@@ -313,3 +313,18 @@ def test_a_base_that_the_config_does_not_name(mixed, base_folder, tmp_path):
     edit_json(mixed / "cleaning_report.json", lambda c: c["base"].update(id=str(other)))
     assert "differ in the base" in verify_mix(mixed).failure()
     assert verify_mix(mixed, base=base_folder).ok
+
+
+def test_a_cleaned_model_whose_suspect_has_old_names(suspect_folder, base_folder, data_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    old = shutil.copytree(suspect_folder, tmp_path / "old")
+    tensors = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in load_file(old / "model.safetensors").items()
+    }
+    save_file({**tensors, "bert.masked_bias": torch.zeros(3)}, old / "model.safetensors", metadata={"format": "pt"})
+    args = TrainingArguments(output_dir=str(tmp_path / "out"), max_steps=2, use_cpu=True, report_to="none")
+    config = FineMixingConfig(reserve_ratio=0.4, num_purified_tokens=3)
+    clean(old, base_model=base_folder, mixing_config=config, training_args=args, dataset=str(data_folder))
+    found = verify_mix(tmp_path / "out")
+    assert found.ok, found.failure()

@@ -269,7 +269,7 @@ def describe(model: "torch.nn.Module") -> dict[str, Any] | None:
     named = named_tensors(model)
     return {
         "prefix": prefix,
-        "embedding": named.embedding and canonical_name(named.embedding, prefix),
+        "embedding": named.embedding,
         "buffers": sorted({_without_numbers(name) for name in named.buffers}),
         "names": sorted({_without_numbers(canonical_name(name, prefix)) for name in model.state_dict()}),
         "renamed": patterns,

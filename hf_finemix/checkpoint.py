@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from .dtypes import ITEMSIZE, SAFETENSORS_NAMES
 from .errors import FineMixingError
+from .thread_files import ThreadFiles
 
 if TYPE_CHECKING:  # reading headers takes no torch
     import torch
@@ -75,8 +75,7 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._local = threading.local()
-        self._open_files: set[Any] = set()
+        self._open_files = ThreadFiles("rb")
         indexed = self._indexed_names()
         self.files = sorted({self.folder / file for file in indexed.values()}) or [self._single_file()]
         self._place: dict[str, tuple[Path, int]] = {}
@@ -112,7 +111,7 @@ class Checkpoint:
         """Fill a buffer with the bytes of a tensor from its byte `offset` on."""
         path, begin = self._place[name]
         try:
-            file = self._file(path)
+            file = self._open_files.get(path)
             file.seek(begin + offset)
             while len(buffer):
                 count = file.readinto(buffer)
@@ -126,25 +125,13 @@ class Checkpoint:
 
     def close(self) -> None:
         """Let go of the open files. Reading opens them again."""
-        while self._open_files:
-            self._open_files.pop().close()
-        self._local = threading.local()
+        self._open_files.close()
 
     def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, *exception) -> None:
         self.close()
-
-    def _file(self, path: Path) -> Any:
-        """This thread's own handle of a file, which has a position. It has one at a time: shards can be many."""
-        if getattr(self._local, "path", None) != path:
-            if (last := getattr(self._local, "file", None)) is not None:
-                self._open_files.discard(last)
-                last.close()
-            self._local.file, self._local.path = open(path, "rb", buffering=0), path  # noqa: SIM115
-            self._open_files.add(self._local.file)
-        return self._local.file
 
     def _indexed_names(self) -> dict[str, str]:
         """The shard of each tensor as the index has it; empty where there is a single file."""

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from .checkpoint import INDEX_NAME, WEIGHTS_NAME, TensorInfo
 from .dtypes import ITEMSIZE, SAFETENSORS_NAMES
 from .errors import FineMixingError
+from .thread_files import ThreadFiles
 
 __all__ = ["ShardWriter", "parse_size"]
 
@@ -45,8 +45,7 @@ class ShardWriter:
     def __init__(self, folder: Path, tensors: Mapping[str, TensorInfo], max_shard_size: int):
         self.file_of: dict[str, Path] = {}
         self._begin: dict[str, int] = {}
-        self._local = threading.local()
-        self._open_files: set[Any] = set()
+        self._open_files = ThreadFiles("r+b")
         shards = list(_cut(tensors, max_shard_size))
         total = sum(info.nbytes for info in tensors.values())
         for number, names in enumerate(shards, 1):
@@ -59,20 +58,18 @@ class ShardWriter:
 
     def write(self, name: str, data: memoryview, offset: int) -> None:
         """Put bytes into a tensor from its byte `offset` on."""
-        file = self._file(self.file_of[name])
+        file = self._open_files.get(self.file_of[name])
         file.seek(self._begin[name] + offset)
         while len(data):
             data = data[file.write(data) :]
 
     def sync(self, path: Path) -> None:
         """Return when a file is on the disk."""
-        os.fsync(self._file(path).fileno())
+        os.fsync(self._open_files.get(path).fileno())
 
     def close(self) -> None:
         """Let go of the files."""
-        while self._open_files:
-            self._open_files.pop().close()
-        self._local = threading.local()
+        self._open_files.close()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -102,16 +99,6 @@ class ShardWriter:
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
                 file.truncate(8 + len(text) + position)
-
-    def _file(self, path: Path) -> Any:
-        """This thread's own handle of a file, which has a position. It has one at a time: shards can be many."""
-        if getattr(self._local, "path", None) != path:
-            if (last := getattr(self._local, "file", None)) is not None:
-                self._open_files.discard(last)
-                last.close()
-            self._local.file, self._local.path = open(path, "r+b", buffering=0), path  # noqa: SIM115
-            self._open_files.add(self._local.file)
-        return self._local.file
 
 
 def _cut(tensors: Mapping[str, TensorInfo], max_size: int) -> Iterable[list[str]]:

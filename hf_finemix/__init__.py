@@ -19,6 +19,7 @@ _HOMES = {
     "mix_checkpoints": "disk_mixing",
     "mix_model": "mixing",
     "plan_mix": "plan",
+    "push_cleaned": "publishing",
     "token_frequencies": "frequency",
     "verify_mix": "verification",
 }

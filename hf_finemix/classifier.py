@@ -1,9 +1,5 @@
 """A model folder as a sequence classifier, loaded without running or trusting anything in it."""
 
-import json
-import logging
-from typing import Any
-
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,8 +8,6 @@ from .errors import FineMixingError
 from .hub import LocalModel
 
 __all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "max_tokens"]
-
-logger = logging.getLogger(__name__)
 
 _DTYPES = ("float32", "float16", "bfloat16")  # what float32 can train without loss
 
@@ -29,11 +23,11 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
     if (source.folder / "adapter_config.json").is_file():
         raise FineMixingError(f"{source.id} is an adapter, which cannot be mixed yet: merge it into its base first.")
     checkpoint = Checkpoint(source.folder)
+    if not (source.folder / "config.json").is_file():
+        raise FineMixingError(f"{source.id} has no config.json: give the whole folder that save_pretrained wrote.")
     for name, info in checkpoint.tensors.items():
         if info.dtype.startswith("float") and info.dtype not in _DTYPES:
             raise FineMixingError(f"{source.id}: {name} is in {info.dtype}: give one in float32, float16 or bfloat16.")
-    if "auto_map" in _config(source):
-        logger.warning("%s asks for code of its own (auto_map): it is not run.", source.id)
     try:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
         # Two would ask for code again once a copy is saved, the third would load another file than is hashed.
@@ -113,13 +107,3 @@ def max_tokens(limit: int | None, tokenizer: PreTrainedTokenizerBase, model: Pre
     # A tokenizer without a limit says 10^30.
     limits = [number for number in limits if number is not None and 0 < number < 10**9]
     return min(limits) if limits else None
-
-
-def _config(source: LocalModel) -> dict[str, Any]:
-    if not (source.folder / "config.json").is_file():
-        raise FineMixingError(f"{source.id} has no config.json: give the whole folder that save_pretrained wrote.")
-    try:
-        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FineMixingError(f"{source.id} has no config.json that can be read: {error}.") from error
-    return config if isinstance(config, dict) else {}

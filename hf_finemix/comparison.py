@@ -26,7 +26,11 @@ class Pair:
 
     def check_related(self) -> None:
         """Raise an [`AlignmentError`] where the weight matrices of the two have nothing to do with each other."""
-        check_related(self.drift, {name for name, tensor in self.suspect.tensors.items() if tensor.dim() > 1})
+        check_related(self.drift, self.matrices())
+
+    def matrices(self) -> set[str]:
+        """Names of the weight matrices, which tell more than biases and norms do."""
+        return {name for name, tensor in self.suspect.tensors.items() if tensor.dim() > 1}
 
     def ignored_base_tensors(self) -> list[str]:
         """Tensors of the base, by name on disk, that nothing goes with."""

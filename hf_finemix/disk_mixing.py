@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from .architectures import read_model_config
+from .base_model import fetch_base, judge_base
 from .checkpoint import Checkpoint, check_inside, read_json
 from .config import FineMixingConfig
 from .disk_pair import DiskPair, TensorMix, check_for_disk
 from .drift import not_finite
 from .errors import AlignmentError, FineMixingError
-from .hub import fetch_model
+from .hub import TrustArguments, fetch_model
 from .output import check_free_space, output_folder
-from .provenance import peak_memory, versions
+from .provenance import described, described_fit, peak_memory, versions
 from .report import CleaningReport
 from .shards import ShardWriter, parse_size
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
@@ -36,6 +37,7 @@ def mix_checkpoints(
     config: FineMixingConfig | None = None,
     *,
     suspect_revision: str | None = None,
+    trust: TrustArguments | None = None,
     max_shard_size: int | str = "5GB",
     num_workers: int | None = None,
     overwrite: bool = False,
@@ -52,13 +54,16 @@ def mix_checkpoints(
         suspect (`str` or `Path`):
             Hub id or local folder of the fine-tuned model, with weights in safetensors.
         base (`str` or `Path`, *optional*):
-            Hub id or local folder of its clean pre-trained base; it wins over the config's.
+            Hub id or local folder of its clean pre-trained base; it wins over the config's. Without either it is the
+            one that the suspect names, if its weights agree.
         out (`str` or `Path`, *optional*, defaults to `"mixed"`):
             Folder to write: weights, config.json, tokenizer, `fine_mixing_config.json` and `cleaning_report.json`.
         config ([`FineMixingConfig`]):
             What to mix and how, with a number for `reserve_ratio`.
         suspect_revision (`str`, *optional*):
             Branch, tag or commit of the suspect on the Hub.
+        trust ([`TrustArguments`], *optional*):
+            What of the two repos is taken although it is refused by default.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`):
             Bytes of weights a file. It does not change the memory needed.
         num_workers (`int`, *optional*):
@@ -80,21 +85,23 @@ def mix_checkpoints(
     config = config or FineMixingConfig()
     if base is not None:
         config = config.with_base(base)
-    if not config.base_model_name_or_path:
-        raise FineMixingError("the base is missing: give base_model (--base-model), the model it was fine-tuned from.")
     check_for_disk(config)
     shard_size, workers = parse_size(max_shard_size), check_workers(num_workers)
-    for source in (Path(str(source)).expanduser().resolve() for source in (suspect, config.base_model_name_or_path)):
+    read = filter(None, (suspect, config.base_model_name_or_path))
+    for source in (Path(str(source)).expanduser().resolve() for source in read):
         if source.exists() and source.is_relative_to(Path(out).resolve()):
             raise FineMixingError(f"the output folder {out} is or holds {source}, which is read: give another one.")
     with ExitStack() as stack:
         folder = stack.enter_context(output_folder(Path(out), overwrite=overwrite))
-        models = [fetch_model(suspect, suspect_revision, role="suspect")]
-        models.append(fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base"))
-        config = replace(config, base_model_revision=models[1].revision or config.base_model_revision)
+        models = [fetch_model(suspect, suspect_revision, role="suspect", trust=trust)]
+        base_model, claim = fetch_base(models[0], config, trust)
+        models.append(base_model)
+        revision = base_model.revision or config.base_model_revision
+        config = replace(config, base_model_name_or_path=base_model.id, base_model_revision=revision)
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
         pair, model_config = open_pair(*sides, config)
-        pair.check(*sides)
+        drift = pair.check(*sides)
+        fit = judge_base(claim, drift, drift, (len(list(pair.mixed())), len(pair.tensors)))
         purified, added = purify_pair(pair, *sides, config, model_config)
         written = {tensor.source: tensor.info for tensor in pair.tensors}
         check_free_space(folder, sum(info.nbytes for info in written.values()))
@@ -102,8 +109,8 @@ def mix_checkpoints(
         _write_config(model_config, sides[0].folder, folder)
         report = CleaningReport(
             command=command,
-            suspect={"id": models[0].id, "revision": models[0].revision, "sha256": None},
-            base={"id": models[1].id, "revision": models[1].revision, "sha256": None},
+            suspect=described(models[0], hashes=False),
+            base={**described(base_model, hashes=False), **described_fit(claim, fit)},
             tokenizer=copy_tokenizer(sides[0].folder, sides[1].folder, folder),
             mixing={
                 **config.to_dict(),

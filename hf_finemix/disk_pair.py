@@ -146,9 +146,12 @@ class DiskPair:
         """Tensors of the base, by name on disk, that nothing goes with."""
         return sorted(set(self.layout.base.values()) - {tensor.base_source for tensor in self.tensors})
 
-    def check(self, suspect: Checkpoint, base: Checkpoint) -> None:
+    def check(self, suspect: Checkpoint, base: Checkpoint) -> dict[str, TensorDrift]:
         """
         Compare what the headers do not tell, and drop the tensors that are tied to others.
+
+        Returns:
+            `dict[str, TensorDrift]`: How far each weight matrix is from the base's, by a sample of it.
 
         Raises:
             [`AlignmentError`]: The weights have nothing to do with each other, told by a sample of every matrix.
@@ -157,6 +160,7 @@ class DiskPair:
         self.tensors = [tensor for tensor in self.tensors if tensor.source not in same]
         drift = {t.name: _sampled_drift(t, suspect, base) for t in self.mixed() if len(t.info.shape) > 1}
         check_related(drift, drift)
+        return drift
 
     def purify(
         self,

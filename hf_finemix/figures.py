@@ -16,6 +16,7 @@ __all__ = ["TITLES", "draw_figures"]
 
 # Okabe and Ito's palette: distinct to colour-blind eyes, and in print.
 BEFORE, AFTER, FLOOR, PURIFIED, TRIGGER = "#D55E00", "#0072B2", "#595959", "#009E73", "#000000"
+MATCHED = "#56B4E9"
 WIDTH = 6.4  # inches, at 144 dots each
 STYLE = {
     "font.size": 10,
@@ -46,15 +47,20 @@ def draw_figures(report: CleaningReport, folder: Path) -> list[str]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    drawings: dict[str, Callable[[CleaningReport, Axes], None]] = {"before_after": _draw_before_after}
+    drawings: dict[str, Callable[[CleaningReport, Axes], None]] = {}
+    if None not in (report.before.get("accuracy"), report.after.get("accuracy")):
+        drawings["before_after"] = _draw_before_after
     if report.ratio_search:
         drawings["ratio_search"] = _draw_ratio_search
     if report.embedding_drift:
         drawings["embedding_drift"] = _draw_embedding_drift
-    drawings["drift_by_layer"] = _draw_drift_by_layer
+    if report.drift_by_layer:
+        drawings["drift_by_layer"] = _draw_drift_by_layer
     heights = {
-        "before_after": 1.4 + 0.55 * len(report.before["triggers"]) + 0.2 * bool(report.benign_floor),
-        "drift_by_layer": 1.3 + 0.2 * min(len(report.drift_by_layer["before"]), MAX_LAYERS_NAMED),
+        "before_after": 1.4
+        + 0.55 * len(report.before["triggers"])
+        + 0.2 * (bool(report.benign_floor) + bool(report.matched_floor)),
+        "drift_by_layer": 1.3 + 0.2 * min(len(report.drift_by_layer.get("before", ())), MAX_LAYERS_NAMED),
         "embedding_drift": 4.2,
     }
     (folder / "figures").mkdir(exist_ok=True)
@@ -73,6 +79,8 @@ def draw_figures(report: CleaningReport, folder: Path) -> list[str]:
 def _draw_before_after(report: CleaningReport, axes: "Axes") -> None:
     labels = ["accuracy"] + [f"attack success\n“{shown(t['trigger'])}”" for t in report.before["triggers"]]
     series = {"before": (report.before, BEFORE), "after": (report.after, AFTER)}
+    if report.matched_floor:
+        series["matched floor"] = (report.matched_floor, MATCHED)
     if report.benign_floor:
         series["benign floor"] = (report.benign_floor, FLOOR)
     height = 0.8 / len(series)
@@ -154,6 +162,8 @@ def _draw_drift_by_layer(report: CleaningReport, axes: "Axes") -> None:
 
     layers = list(report.drift_by_layer["before"])
     for name, colour, marker in (("before", BEFORE, "o"), ("after", AFTER, "s")):
+        if name not in report.drift_by_layer:
+            continue
         values = [report.drift_by_layer[name].get(layer) for layer in layers]
         values = [float("nan") if value is None else 100 * value for value in values]
         axes.plot(values, range(len(layers)), marker=marker, markersize=5, linestyle="", color=colour, label=name)

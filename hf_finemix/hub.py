@@ -1,32 +1,57 @@
-"""A repo id or a path in, a local folder out, pinned to one commit."""
+"""A repo id or a path in, a local folder out: pinned to one commit, holding neither code nor pickles."""
 
+import glob
+import logging
 import re
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from .checkpoint import INDEX_NAME, WEIGHTS_NAME, check_inside, read_json
 from .errors import FineMixingError
+from .hub_errors import hub_api, hub_error, is_unreachable
+from .repo_contents import SMALL_FILES, RepoContents, inspect_repo, needed_files
 
-__all__ = ["ALLOWED_FILES", "LocalModel", "cached_folder", "fetch_model", "hub_error", "is_repo_id"]
-
-# Weights, configuration and tokenizer as data: never code, never pickles.
-ALLOWED_FILES = [
-    "*.safetensors",
-    "model.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "*.model",
-    "README.md",
-    "cleaning_report.json",
-    "fine_mixing_config.json",
+__all__ = [
+    "LocalModel",
+    "TrustArguments",
+    "cached_folder",
+    "fetch_model",
+    "fetch_small_files",
+    "hub_error",
+    "is_folder",
+    "is_repo_id",
 ]
+
+logger = logging.getLogger(__name__)
+
 _REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+@dataclass
+class TrustArguments:
+    """
+    What of a stranger's repo is taken that is refused otherwise.
+
+    Parameters:
+        allow_pickle (`bool`, *optional*, defaults to `False`):
+            Read pickled weights where there are no safetensors: scanned first, read as data alone.
+        ignore_custom_code (`list[str]`, *optional*):
+            Ids or folders of models that ask for code of their own and are read with transformers' own class all the
+            same. The code is neither fetched nor run.
+    """
+
+    allow_pickle: bool = field(
+        default=False,
+        metadata={"help": "Read pickled weights where there are no safetensors: scanned first, read as data alone."},
+    )
+    ignore_custom_code: list[str] | None = field(
+        default=None,
+        metadata={"help": "Models that ask for code of their own, to be read without it: their ids or folders."},
+    )
 
 
 @dataclass(frozen=True)
@@ -38,11 +63,16 @@ class LocalModel:
         id (`str`): The Hub id or the path, as the user gave it.
         folder (`Path`): The local folder.
         revision (`str`, *optional*): The commit sha, 40 hexadecimal digits; `None` for a local folder.
+        security (`dict`, *optional*): For the report: what the Hub's scan says of the repo, what was left there, how
+            pickled weights were read.
     """
 
     id: str
     folder: Path
     revision: str | None = None
+    security: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    # Holds the folder of converted weights, which is gone when nobody needs it any more.
+    temporary: tempfile.TemporaryDirectory | None = field(default=None, compare=False, repr=False)
 
 
 def is_repo_id(text: str) -> bool:
@@ -50,7 +80,14 @@ def is_repo_id(text: str) -> bool:
     return len(text) <= 200 and bool(_REPO_ID.fullmatch(text))
 
 
-def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: str = "model") -> LocalModel:
+def fetch_model(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    *,
+    role: str = "model",
+    trust: TrustArguments | None = None,
+    only_hub: bool = False,
+) -> LocalModel:
     """
     Find a model folder, or download it from the Hub at one commit: safetensors, config and tokenizer files only.
 
@@ -58,31 +95,95 @@ def fetch_model(name_or_path: str | Path, revision: str | None = None, *, role: 
         name_or_path (`str` or `Path`): A local folder, which wins, or a Hub id.
         revision (`str`, *optional*): Branch, tag or commit on the Hub; the main branch by default.
         role (`str`, *optional*): What the model is for, for messages.
+        trust ([`TrustArguments`], *optional*): What is taken although it is refused by default.
+        only_hub (`bool`, *optional*, defaults to `False`): The name is a stranger's: never take it for a path.
 
     Raises:
-        [`FineMixingError`]: There is no such folder or repo, it may not be read, or the Hub cannot be reached.
+        [`FineMixingError`]: There is no such folder or repo, it may not be read, the Hub cannot be reached, there are
+            no safetensors, or the model asks for code of its own.
     """
-    try:
-        path = Path(name_or_path).expanduser()
-        if path.is_dir() and str(name_or_path):
-            return LocalModel(str(name_or_path), path)
-        is_file = path.is_file()
-    except (OSError, RuntimeError, ValueError):  # a name too long, a home that does not exist, a zero byte
-        is_file = True
-    if is_file or not is_repo_id(str(name_or_path)):
-        raise FineMixingError(
-            f"the {role} {str(name_or_path)!r} is neither a folder nor a Hub id like org/name: check it."
-        )
+    trust, name = trust or TrustArguments(), str(name_or_path)
+    if not only_hub and is_folder(name, role):
+        model = LocalModel(name, Path(name).expanduser())
+    else:
+        model = _from_hub(name, revision, role, lambda contents: _choose(contents, trust))
+    check_custom_code(model, trust)
+    return _without_pickles(model) if trust.allow_pickle else model
 
-    from huggingface_hub import snapshot_download
 
+def fetch_small_files(repo: str, revision: str | None = None, *, role: str = "model") -> LocalModel:
+    """The configuration and the card of a repo on the Hub, without its weights. Raises as [`fetch_model`] does."""
+    wanted = ("config.json", "adapter_config.json", "README.md")
+    return _from_hub(repo, revision, role, lambda contents: [name for name in wanted if name in contents.sizes])
+
+
+def is_folder(name: str, role: str) -> bool:
+    """Whether a name is a folder here, which wins over a Hub id. A file is an error: it is neither."""
     try:
-        # Resolves the revision to a commit once, fetches all files at it, and names the folder by it. Without the Hub
-        # it takes what is in the cache.
-        folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=ALLOWED_FILES))
+        path = Path(name).expanduser()
+        if path.is_file():
+            raise FineMixingError(f"the {role} {name!r} is neither a folder nor a Hub id like org/name: check it.")
+        return bool(name) and path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a home that does not exist, a zero byte
+        if isinstance(error, FineMixingError):
+            raise
+        return False
+
+
+def _choose(contents: RepoContents, trust: TrustArguments) -> list[str]:
+    """All that is needed of a model, unless the Hub has it down for code of its own."""
+    if "custom_code" in contents.tags and contents.id not in (trust.ignore_custom_code or ()):
+        raise _asks_for_code(contents.id, "its tag custom_code")
+    chosen = needed_files(contents, allow_pickle=trust.allow_pickle)
+    logger.info("%s", contents.describe(chosen))
+    return chosen
+
+
+def _from_hub(repo: str, revision: str | None, role: str, choose: Callable[[RepoContents], list[str]]) -> LocalModel:
+    from huggingface_hub import is_offline_mode, snapshot_download
+
+    if not is_repo_id(repo):
+        raise FineMixingError(f"the {role} {repo!r} is neither a folder nor a Hub id like org/name: check it.")
+    what = f"the {role} {repo}"
+    try:
+        contents = None if is_offline_mode() else inspect_repo(repo, revision)
     except Exception as error:
-        raise hub_error(error, f"the {role} {name_or_path}") from error
-    return LocalModel(str(name_or_path), folder, folder.name)
+        told = error if isinstance(error, FineMixingError) else hub_error(error, what)
+        cached = _from_cache(repo, revision) if is_unreachable(error) else None
+        if cached is None:
+            raise told from error
+        logger.warning("The Hub cannot be reached: %s @ %s is taken from the cache.", repo, cached.revision[:7])
+        return cached
+    if contents is None:
+        if (cached := _from_cache(repo, revision)) is None:
+            raise hub_error(ConnectionError(), what)
+        return cached
+    try:
+        chosen = choose(contents)
+        patterns = [glob.escape(name) for name in chosen]
+        folder = Path(snapshot_download(repo, revision=contents.revision, allow_patterns=patterns))
+    except FineMixingError:
+        raise
+    except Exception as error:
+        raise hub_error(error, what) from error
+    left = [name for name in contents.code_and_pickles() if name not in chosen]
+    security = {"hub_scan": contents.scan, "flagged": contents.flagged, "not_taken": left[:100]}
+    return LocalModel(repo, folder, contents.sha, security)
+
+
+def _from_cache(repo: str, revision: str | None) -> LocalModel | None:
+    """What an earlier run fetched of a repo, where its weights and configuration are whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RevisionResolutionError
+
+    try:
+        resolved = hub_api().resolve_revision(repo, revision=revision, local_files_only=True)
+        folder = Path(snapshot_download(repo, revision=resolved, allow_patterns=["no file"], local_files_only=True))
+    except (LocalEntryNotFoundError, RevisionResolutionError):
+        return None
+    if not any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME, "pytorch_model.bin")):
+        return None
+    return LocalModel(repo, folder, folder.name, {"hub_scan": "unknown", "flagged": {}, "not_taken": []})
 
 
 def cached_folder(name_or_path: str) -> Path | None:
@@ -93,41 +194,50 @@ def cached_folder(name_or_path: str) -> Path | None:
         return Path(name_or_path)
     if not is_repo_id(name_or_path):
         return None
-    for file in ("model.safetensors", "model.safetensors.index.json"):
+    for file in (WEIGHTS_NAME, INDEX_NAME):
         cached = try_to_load_from_cache(name_or_path, file)
         if isinstance(cached, str):
             return Path(cached).parent
     return None
 
 
-def hub_error(error: Exception, what: str) -> FineMixingError:
-    """The one-line error for something that went wrong while talking to the Hub. Other errors are raised again."""
-    import httpx2
-    from huggingface_hub import is_offline_mode
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+def check_custom_code(model: LocalModel, trust: TrustArguments) -> None:
+    """Raise a [`FineMixingError`] for a model whose files ask for code of its own, unless the user named it."""
+    asking = []
+    for file in ("config.json", "tokenizer_config.json", "adapter_config.json"):
+        path = model.folder / file
+        if not path.is_file():
+            continue
+        check_inside(path, model.folder)
+        content = read_json(path)
+        keys = ("auto_map", "auto_mapping", "custom_pipelines", "trust_remote_code")
+        asking += [f"{key} in {file}" for key in keys if isinstance(content, dict) and content.get(key)]
+    if not asking:
+        return
+    if model.id not in (trust.ignore_custom_code or ()):
+        raise _asks_for_code(model.id, ", ".join(asking))
+    logger.warning("%s asks for code of its own (%s): it is not run.", model.id, ", ".join(asking))
+
+
+def _asks_for_code(model: str, where: str) -> FineMixingError:
+    return FineMixingError(
+        f"{model} asks for code of its own ({where}), which is never run: to read it with transformers' own class, "
+        f"if there is one, name it: --ignore-custom-code {model}."
     )
 
-    if isinstance(error, GatedRepoError):
-        why = "is gated: accept its terms on its Hub page and log in with `hf auth login`"
-    elif isinstance(error, RepositoryNotFoundError):
-        why = "is not a local folder and not on the Hub (or private: log in with `hf auth login`): check its name"
-    elif isinstance(error, RevisionNotFoundError):
-        why = "has no such revision: check the branch, tag or commit"
-    elif isinstance(error, OfflineModeIsEnabled) or is_offline_mode():
-        why = (
-            "is neither here nor in the cache, and the Hub is switched off (HF_HUB_OFFLINE): give a path, or unset it"
-        )
-    elif isinstance(error, (LocalEntryNotFoundError, httpx2.TransportError, ConnectionError)):
-        why = "is not a local folder, and the Hub cannot be reached: check the path or the connection"
-    elif isinstance(error, HfHubHTTPError):
-        status = getattr(getattr(error, "response", None), "status_code", "an error")
-        why = f"could not be read from the Hub, which answered {status}: try again later, or log in"
-    else:
-        raise error
-    return FineMixingError(f"{what} {why}.")
+
+def _without_pickles(model: LocalModel) -> LocalModel:
+    """The same model with pickled weights, where it has no others, written anew as safetensors."""
+    from .pickles import convert_pickles, pickled_files
+
+    if any((model.folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME)) or not pickled_files(model.folder):
+        return model
+    temporary = tempfile.TemporaryDirectory(prefix="hf_finemix_")
+    folder = Path(temporary.name)
+    note = convert_pickles(model.folder, folder)
+    for name in SMALL_FILES:
+        if (model.folder / name).is_file():
+            check_inside(model.folder / name, model.folder)
+            shutil.copyfile(model.folder / name, folder / name)
+    logger.info("%s: pickled weights were scanned (%s) and read as data alone.", model.id, note["scanner"])
+    return LocalModel(model.id, folder, model.revision, {**(model.security or {}), "pickles": note}, temporary)

@@ -1,16 +1,24 @@
-"""The model card of a cleaned model, from its report alone."""
+"""The model card of a cleaned model, from its report alone, and how it is put into a card that is there already."""
 
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .card_metadata import front_matter, merge_yaml, metadata_for
+from .errors import FineMixingError
 from .figures import TITLES
 from .report import CleaningReport, percent
+from .verdict import verdict
 
-__all__ = ["card_metadata", "render_card"]
+__all__ = ["card_section", "code", "merge_card", "render_card", "text_of_others"]
 
 BEGIN, END = "<!-- hf_finemix: begin -->", "<!-- hf_finemix: end -->"
+MAX_README_CHARACTERS = 5_000_000
 
 
 def render_card(report: CleaningReport) -> str:
@@ -18,73 +26,161 @@ def render_card(report: CleaningReport) -> str:
     The README.md of a cleaned model.
 
     Ids, triggers and other text of strangers appear as code with everything live taken out.
+
+    Raises:
+        [`FineMixingError`]: The report lacks what a card says.
     """
+    with _one_line_error():
+        metadata = yaml.safe_dump(metadata_for(report), sort_keys=False, allow_unicode=True)
+    return f"---\n{metadata}---\n\n{BEGIN}\n{card_section(report)}{END}\n"
+
+
+def card_section(report: CleaningReport, *, figures: bool = True) -> str:
+    """What the card says, without its YAML; `figures=False` leaves out the pictures, where they are not at hand."""
     import jinja2
 
     template = (Path(__file__).parent / "templates" / "model_card.md").read_text(encoding="utf-8")
-    floor = report.benign_floor or {}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    with _one_line_error():
+        return environment.from_string(template).render(_values(report, figures))
 
-    def rate(part: dict[str, Any], i: int) -> str:
-        return percent(part["triggers"][i]["asr"] if part.get("triggers") else None)
 
-    values = {
-        "metadata": yaml.safe_dump(_metadata(report), sort_keys=False, allow_unicode=True).strip(),
-        "begin_marker": BEGIN,
-        "end_marker": END,
+@contextmanager
+def _one_line_error() -> Iterator[None]:
+    """A report may be a stranger's, or of a kind that has no card."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise FineMixingError(f"the report lacks what a card says ({error!r}): give one that clean wrote.") from error
+
+
+def merge_card(existing: str, ours: str, *, where: str = "README.md") -> str:
+    """
+    Put our section and our YAML keys into a card, and leave everything else of it as it is.
+
+    Args:
+        existing (`str`): The card that is there; our section of an earlier time is replaced.
+        ours (`str`): What [`render_card`] gave.
+        where (`str`, *optional*): Which card it is, for messages.
+
+    Raises:
+        [`FineMixingError`]: The YAML of the existing card cannot be read, or the card is far too long.
+    """
+    if len(existing) > MAX_README_CHARACTERS:
+        raise FineMixingError(f"{where} is far too long for a card: shorten it, or publish to another repo.")
+    new_yaml, start = front_matter(ours)
+    section = ours[start:].strip("\r\n") + "\n"
+    old_yaml, start = front_matter(existing)
+    body = existing[start:]
+    before, begin, rest = body.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if begin and end and body.count(BEGIN) == body.count(END) == 1:
+        body = before + section.rstrip("\n") + after
+    else:  # none of ours yet, or markers that somebody else has put there
+        body = f"\n{section}{_without_markers(body)}"
+    return f"---\n{merge_yaml(old_yaml, new_yaml, where)}---\n{body}"
+
+
+def text_of_others(card: str) -> str:
+    """The body of a card without our section."""
+    body = card[front_matter(card)[1] :]
+    before, begin, rest = body.partition(BEGIN)
+    return (before + rest.partition(END)[2] if begin else body).strip()
+
+
+def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
+    parts = {
+        "before": report.before,
+        "after": report.after,
+        "matched": report.matched_floor or {},
+        "benign": report.benign_floor or {},
+    }
+
+    def rates(i: int) -> dict[str, str]:
+        return {
+            name: percent(part["triggers"][i]["asr"] if part.get("triggers") else None) for name, part in parts.items()
+        }
+
+    triggers = report.after.get("triggers") or []
+    return {
         "suspect": _name(report.suspect),
-        "suspect_revision": _revision(report.suspect),
         "base": _name(report.base),
-        "base_revision": _revision(report.base),
-        "verdict": _verdict(report),
-        "n": report.after["n"],
-        "accuracy_before": percent(report.before["accuracy"]),
-        "accuracy_after": percent(report.after["accuracy"]),
-        "accuracy_floor": percent(floor.get("accuracy")),
+        "verdict": verdict(report),
+        "n": _number(report.after.get("n")),
+        "accuracy": {name: percent(part.get("accuracy")) for name, part in parts.items()},
         "triggers": [
-            {
-                "trigger": code(trigger["trigger"]),
-                "n": trigger["n"],
-                "before": rate(report.before, i),
-                "after": rate(report.after, i),
-                "floor": rate(floor, i),
-            }
-            for i, trigger in enumerate(report.after["triggers"])
+            {"trigger": code(trigger["trigger"]), "n": _number(trigger["n"]), **rates(i)}
+            for i, trigger in enumerate(triggers)
         ],
-        "figures": [{"path": path, "title": TITLES[Path(path).stem]} for path in report.figures],
+        "target": f"class {_number(triggers[0]['target_label'])}" if triggers else "the attacker's class",
+        "seeds": "Seeds: " + ", ".join(f"{code(name)} {_number(seed)}" for name, seed in report.seeds.items()) + ".",
+        "figures": [
+            {"path": path, "title": TITLES[Path(path).stem]}
+            for path in report.figures
+            if figures and re.fullmatch(r"figures/\w+\.png", path) and Path(path).stem in TITLES
+        ],
         "reserve_ratio": f"{report.mixing['reserve_ratio']:g}",
         "num_purified": len(report.purified_tokens),
         "trigger_tokens": _trigger_tokens(report),
-        "num_tuning": report.data["rows"]["tuning"],
-        "text_columns": " and ".join(map(code, report.data["text_columns"])),
+        "num_tuning": _number(report.data.get("rows", {}).get("tuning")),
         "chosen": _chosen(report),
         "command": _inert(report.command, "`<>") if report.command else None,
-    }
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    return environment.from_string(template).render(values)
-
-
-def card_metadata(folder: Path) -> dict[str, Any]:
-    """Licence, language, task and tags of the suspect's card, where it has any: plain strings, nothing else."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace")[:100_000] if card.is_file() else ""
-    block = text[4:].split("\n---", 1)[0] if text.startswith("---\n") else ""
-    try:
-        found = yaml.safe_load(block)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        found = None
-    found = found if isinstance(found, dict) else {}
-    values = {key: found.get(key) for key in ("license", "language", "pipeline_tag", "tags")}
-    lists = {key: value if isinstance(value, list) else [value] for key, value in values.items() if value}
-    return {
-        key: kept if key in ("language", "tags") else kept[0]
-        for key, value in lists.items()
-        if (kept := [item for item in value if isinstance(item, str) and len(item) < 100 and item.isprintable()])
+        "sources": list(_sources(report)),
+        "provenance": list(_provenance(report)),
+        "verify": _verify(report),
     }
 
 
-def code(text: Any) -> str:
+def _sources(report: CleaningReport) -> Iterator[dict[str, str]]:
+    for role, source in (("suspect", report.suspect), ("base", report.base)):
+        commit = code(source["revision"]) if source.get("revision") else "a local folder"
+        yield {"role": role, "name": _name(source), "commit": commit, "hashes": _hashes(source.get("sha256"))}
+    yield {"role": "this model", "name": "", "commit": "", "hashes": _hashes(report.weights)}
+
+
+def _hashes(files: dict[str, str] | None) -> str:
+    """Of the first weight files; a sharded model has the others in its report."""
+    shown = [f"{code(name)} {code(digest)}" for name, digest in list((files or {}).items())[:3]]
+    return "<br>".join(shown) + (" …" if len(files or {}) > 3 else "") if shown else "not measured"
+
+
+def _provenance(report: CleaningReport) -> Iterator[str]:
+    if fit := report.base.get("fit"):
+        by = code(report.base.get("named_by"))
+        yield f"The base was named by {by}; {'it fits' if fit['sure'] else 'it is doubtful'}: {code(fit['why'], 300)}."
+    if security := report.suspect.get("security"):
+        scans = {
+            "finished": f"flagged {len(security['flagged'])} files" if security["flagged"] else "found nothing",
+            "unfinished": "was not finished, so it says nothing",
+        }
+        yield f"The Hub's own scan of the suspect's files {scans.get(security['hub_scan'], 'is not known')}."
+        if pickles := security.get("pickles"):
+            yield f"Its weights were pickled: scanned with {code(pickles['scanner'])} and read as data alone."
+    data = report.data
+    if data.get("rows"):
+        rows = ", ".join(f"{_number(count)} for {code(use)}" for use, count in data["rows"].items())
+        commit = f" at {code(data['sha'])}" if data.get("sha") else ""
+        columns = " and ".join(map(code, data["text_columns"]))
+        yield f"Data: {code(_short(data['id'], data.get('sha')))}{commit}, text from {columns}; rows: {rows}."
+    listed = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    yield f"Versions: {code(listed, 300)}."
+
+
+def _verify(report: CleaningReport) -> str:
+    """The command that checks the mix; where folders were local, they have to be named."""
+    words = ["hf-finemix", "verify", "."]
+    for flag, source in (("--suspect", report.suspect), ("--base-model", report.base)):
+        words += [] if source.get("revision") else [flag, Path(str(source["id"])).name]
+    return _inert(shlex.join(words), "`<>")
+
+
+def _without_markers(body: str) -> str:
+    return body.replace(BEGIN, "").replace(END, "")
+
+
+def code(text: Any, longest: int = 120) -> str:
     """Text of a stranger as inline code: one line, no backticks, no pipe that would end a table cell."""
-    return f"`{_inert(str(text)[:120], '`|<>')}`"
+    return f"`{_inert(str(text)[:longest], '`|<>')}`"
 
 
 def _inert(text: str, live: str) -> str:
@@ -92,33 +188,27 @@ def _inert(text: str, live: str) -> str:
     return "".join(sign if sign.isprintable() and sign not in live else "·" for sign in text)
 
 
-def _verdict(report: CleaningReport) -> str:
-    change = 100 * (report.after["accuracy"] - report.before["accuracy"])
-    accuracy = f"Accuracy on clean text changed by {change:+.1f} points."
-    if not report.after["triggers"]:
-        return f"{accuracy} **Whether a backdoor was there, and whether it is gone, was not measured.**"
-    worst = max(range(len(report.after["triggers"])), key=lambda i: report.after["triggers"][i]["asr"])
-    before, after = (part["triggers"][worst]["asr"] for part in (report.before, report.after))
-    return f"**The most successful trigger's success went from {percent(before)} to {percent(after)}.** {accuracy}"
+def _number(value: Any) -> str:
+    return "not measured" if value is None else f"{int(value)}"
+
+
+def _short(source: Any, revision: Any) -> str:
+    """A Hub id, or the last part of a local path: where the folder lies is nobody's business."""
+    return str(source) if revision else Path(str(source)).name
 
 
 def _name(source: dict[str, Any]) -> str:
-    """A Hub id, or the last part of a local path: where the folder lies is nobody's business."""
-    return code(source["id"] if source["revision"] else Path(source["id"]).name)
-
-
-def _revision(source: dict[str, Any]) -> str:
-    return f"revision {code(source['revision'])}" if source["revision"] else "a local folder"
+    return code(_short(source["id"], source.get("revision")))
 
 
 def _trigger_tokens(report: CleaningReport) -> str:
     """Where the tokens of the measured triggers stand in E-PUR's ranking."""
     drift = report.embedding_drift or {}
     places = [
-        f"{code(token['token'])} is {token['rank']:,} ({'put back' if token['purified'] else 'not put back'})"
+        f"{code(token['token'])} is {int(token['rank']):,} ({'put back' if token['purified'] else 'not put back'})"
         for token in drift.get("trigger_tokens", [])[:10]
     ]
-    return f"By its score, among {drift['num_tokens']:,} tokens, {', '.join(places)}." if places else ""
+    return f"By its score, among {int(drift['num_tokens']):,} tokens, {', '.join(places)}." if places else ""
 
 
 def _chosen(report: CleaningReport) -> str:
@@ -129,15 +219,3 @@ def _chosen(report: CleaningReport) -> str:
     if search["within_limit"]:
         return f"ρ was chosen as the smallest tried whose accuracy on eval data is within {accuracy}."
     return f"No ρ tried kept the accuracy on eval data within {accuracy}: the most accurate one was taken."
-
-
-def _metadata(report: CleaningReport) -> dict[str, Any]:
-    """The YAML block. Local paths are no Hub ids and stay out of it."""
-    bases = [part["id"] for part in (report.base, report.suspect) if part["revision"]]
-    metadata = {key: report.card_metadata.get(key) for key in ("license", "language", "pipeline_tag")}
-    metadata |= {"library_name": "transformers", "tags": ["hf_finemix", "backdoor-removal"]}
-    if bases:
-        metadata["base_model"] = bases
-    if report.data.get("sha"):
-        metadata["datasets"] = [report.data["id"]]
-    return {key: value for key, value in metadata.items() if value}

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from .errors import FineMixingError
 from .report import REPORT_NAME
 
-__all__ = ["check_free_space", "output_folder"]
+__all__ = ["check_free_space", "output_folder", "write_text"]
 
 
 @contextmanager
@@ -63,6 +63,17 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 f"the disk of {final} is full: free some space, or give another output folder."
             ) from error
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a text into the place of a file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise FineMixingError(f"{path} cannot be written ({error.strerror}): check its folder.") from error
 
 
 def _replace(final: Path, partial: Path) -> None:

@@ -1,5 +1,6 @@
 """A dry run of mixing from headers alone: what would be mixed, kept or refused, and the room and memory it takes."""
 
+import glob
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from .architectures import read_model_config
+from .base_model import find_base
 from .checkpoint import Checkpoint, TensorInfo, check_inside, read_json
 from .config import FineMixingConfig
 from .disk_pair import DiskPair
 from .dtypes import SAFETENSORS_NAMES
 from .errors import FineMixingError, printable
-from .hub import ALLOWED_FILES, hub_error, is_repo_id
+from .hub import LocalModel, TrustArguments, check_custom_code, fetch_model, fetch_small_files, is_folder
+from .hub_errors import hub_error
+from .repo_contents import inspect_repo, needed_files, size_text
 
 __all__ = ["MixPlan", "plan_mix"]
 
@@ -61,7 +65,8 @@ class MixPlan:
             dtypes = ", ".join(side["dtypes"])
             lines.append(
                 f"{role:8} {printable(side['id'])}{' @ ' + side['revision'][:7] if side['revision'] else ''}: "
-                f"{side['tensors']:,} tensors, {side['parameters']:,} parameters, {_size(side['bytes'])} ({dtypes})"
+                f"{side['tensors']:,} tensors, {side['parameters']:,} parameters, {size_text(side['bytes'])} "
+                f"({dtypes})"
             )
         for entry in self.rules:
             lines.append(f"{entry['tensors']:8,} tensors, {entry['parameters']:15,} parameters  {entry['rule']}")
@@ -71,14 +76,13 @@ class MixPlan:
             names = ", ".join(map(printable, self.ignored_base_tensors[:3]))
             more = ", …" if len(self.ignored_base_tensors) > 3 else ""
             lines.append(f"{len(self.ignored_base_tensors)} tensors of the base are ignored ({names}{more})")
-        disk = self.disk
+        disk = {name: size_text(number) for name, number in self.disk.items()}
         lines.append(
-            f"disk     {_size(disk['needed'])} needed ({_size(disk['output'])} output, {_size(disk['download'])} "
-            f"download), {_size(disk['free'])} free"
+            f"disk     {disk['needed']} needed ({disk['output']} output, {disk['download']} download), "
+            f"{disk['free']} free"
         )
-        lines.append(
-            f"memory   about {_size(self.memory['mix'])} for mix, {_size(self.memory['clean'])} and more for clean"
-        )
+        memory = {name: size_text(number) for name, number in self.memory.items()}
+        lines.append(f"memory   about {memory['mix']} for mix, {memory['clean']} and more for clean")
         return "\n".join(lines)
 
 
@@ -88,6 +92,7 @@ def plan_mix(
     config: FineMixingConfig | None = None,
     *,
     suspect_revision: str | None = None,
+    trust: TrustArguments | None = None,
     out: str | Path = "mixed",
 ) -> MixPlan:
     """
@@ -96,8 +101,10 @@ def plan_mix(
     Args:
         suspect (`str` or `Path`): Hub id or local folder of the fine-tuned model.
         base (`str` or `Path`, *optional*): Hub id or local folder of its base; it wins over the config's.
+            Without either it is the one that the suspect names.
         config ([`FineMixingConfig`], *optional*): What to mix and how; ρ does not matter here.
         suspect_revision (`str`, *optional*): Branch, tag or commit of the suspect on the Hub.
+        trust ([`TrustArguments`], *optional*): What is taken although it is refused by default.
         out (`str` or `Path`, *optional*): Where the mix would go, for the free space there.
 
     Raises:
@@ -107,16 +114,17 @@ def plan_mix(
     config = config or FineMixingConfig()
     if base is not None:
         config = config.with_base(base)
-    if not config.base_model_name_or_path:
-        raise FineMixingError("the base is missing: give base_model (--base-model), the model it was fine-tuned from.")
-    sides = [
-        _headers(suspect, suspect_revision, "suspect", with_config=True),
-        _headers(config.base_model_name_or_path, config.base_model_revision, "base"),
-    ]
-    architecture, model_config = read_model_config(sides[0].config, f"config.json of {suspect}")
+    sides = [_headers(suspect, suspect_revision, "suspect")]
+    if config.base_model_name_or_path:
+        sides.append(_headers(config.base_model_name_or_path, config.base_model_revision, "base"))
+    else:
+        claim = find_base(sides[0].model)
+        sides.append(_headers(claim.id, config.base_model_revision, "base", only_hub=True))
+    architecture, model_config = read_model_config(sides[0].config(), f"config.json of {suspect}")
     plan = MixPlan(sides[0].described(), sides[1].described(), architecture)
     output = plan.suspect["bytes"]
     try:
+        check_custom_code(sides[0].model, trust or TrustArguments())
         settings = replace(config, reserve_ratio=0.5 if config.reserve_ratio == "auto" else config.reserve_ratio)
         pair = DiskPair.from_headers(sides[0].tensors, sides[1].tensors, architecture, model_config, settings)
     except FineMixingError as error:
@@ -144,10 +152,8 @@ def plan_mix(
 
 @dataclass
 class _Headers:
-    id: str
-    revision: str | None
+    model: LocalModel  # with the small files alone, where it is on the Hub
     tensors: Mapping[str, TensorInfo]
-    config: Any = None
     download: int = 0
 
     def described(self) -> dict[str, Any]:
@@ -155,8 +161,8 @@ class _Headers:
         for info in self.tensors.values():
             dtypes[info.dtype] += info.elements
         return {
-            "id": self.id,
-            "revision": self.revision,
+            "id": self.model.id,
+            "revision": self.model.revision,
             "tensors": len(self.tensors),
             "parameters": dtypes.total(),
             "bytes": sum(info.nbytes for info in self.tensors.values()),
@@ -164,50 +170,46 @@ class _Headers:
             "download": self.download,
         }
 
-
-def _headers(source: str | Path, revision: str | None, role: str, with_config: bool = False) -> _Headers:
-    folder = Path(source).expanduser()
-    if not folder.is_dir() or not str(source):
-        if folder.is_file() or not is_repo_id(str(source)):
-            raise FineMixingError(
-                f"the {role} {str(source)!r} is neither a folder nor a Hub id like org/name: check it."
-            )
-        try:
-            return _headers_on_hub(str(source), revision, with_config)
-        except FineMixingError:
-            raise
-        except Exception as error:
-            raise hub_error(error, f"the {role} {source}") from error
-    if (folder / "adapter_config.json").is_file():
-        raise FineMixingError(f"{folder} is an adapter, which cannot be mixed yet: merge it into its base first.")
-    tensors = Checkpoint(folder).tensors
-    content = None
-    if with_config:
-        check_inside(folder / "config.json", folder)
-        content = read_json(folder / "config.json")
-    return _Headers(str(source), None, tensors, content)
+    def config(self) -> Any:
+        """The content of its config.json."""
+        path = self.model.folder / "config.json"
+        check_inside(path, self.model.folder)
+        return read_json(path)
 
 
-def _headers_on_hub(repo: str, revision: str | None, with_config: bool) -> _Headers:
-    """By range requests of a few kB a file; of a repo that is in the cache already, from there where it is offline."""
-    from huggingface_hub import HfApi, get_safetensors_metadata, hf_hub_download, is_offline_mode, snapshot_download
+def _headers(source: str | Path, revision: str | None, role: str, only_hub: bool = False) -> _Headers:
+    from huggingface_hub import is_offline_mode
+
+    if only_hub or not is_folder(str(source), role):
+        if not is_offline_mode():
+            return _headers_on_hub(str(source), revision, role)
+        model = fetch_model(source, revision, role=role, only_hub=True)
+    else:
+        model = LocalModel(str(source), Path(source).expanduser())
+    _refuse_adapter(model)
+    return _Headers(model, Checkpoint(model.folder).tensors)
+
+
+def _headers_on_hub(repo: str, revision: str | None, role: str) -> _Headers:
+    """By range requests of a few kB a file."""
+    from huggingface_hub import get_safetensors_metadata, snapshot_download
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-    if is_offline_mode():
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=ALLOWED_FILES))
-        return replace(_headers(folder, None, repo, with_config), id=repo, revision=folder.name)
-    info = HfApi().model_info(repo, revision=revision)
-    sha, names = info.sha, {file.rfilename for file in info.siblings or ()}
-    if "adapter_config.json" in names:
-        raise FineMixingError(f"{repo} is an adapter, which cannot be mixed yet: merge it into its base first.")
-    if with_config and "config.json" not in names:
-        raise FineMixingError(f"{repo} has no config.json: give a repo that save_pretrained wrote.")
+    model = fetch_small_files(repo, revision, role=role)
+    _refuse_adapter(model)
     try:
-        found = get_safetensors_metadata(repo, revision=sha)
+        contents = inspect_repo(repo, model.revision)
+        names = [glob.escape(name) for name in needed_files(contents)]
+        found = get_safetensors_metadata(repo, revision=contents.sha)
+        files = snapshot_download(repo, revision=contents.revision, allow_patterns=names, dry_run=True)
+    except FineMixingError:
+        raise
     except NotASafetensorsRepoError as error:
         raise FineMixingError(f"{repo} has no model.safetensors: ask for a safetensors version.") from error
     except (SafetensorsParsingError, KeyError, TypeError, AttributeError) as error:
         raise FineMixingError(f"{repo} has a header that cannot be read ({error}): get another copy.") from error
+    except Exception as error:
+        raise hub_error(error, f"the {role} {repo}") from error
     tensors = {}
     for file, metadata in found.files_metadata.items():
         for name, info in metadata.tensors.items():
@@ -222,14 +224,9 @@ def _headers_on_hub(repo: str, revision: str | None, with_config: bool) -> _Head
                 raise FineMixingError(
                     f"{repo}: {file} has {name[:200]!r} with an impossible dtype or shape, or twice."
                 )
-    files = snapshot_download(repo, revision=sha, allow_patterns=ALLOWED_FILES, dry_run=True)
-    download = sum(file.file_size for file in files if file.will_download)
-    content = read_json(Path(hf_hub_download(repo, "config.json", revision=sha))) if with_config else None
-    return _Headers(repo, sha, tensors, content, download)
+    return _Headers(model, tensors, sum(file.file_size for file in files if file.will_download))
 
 
-def _size(number: int) -> str:
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while number >= 1000 and len(units) > 1:
-        number, units = number / 1000, units[1:]
-    return f"{number:.{0 if number >= 100 or units[0] == 'B' else 1}f} {units[0]}"
+def _refuse_adapter(model: LocalModel) -> None:
+    if (model.folder / "adapter_config.json").is_file():
+        raise FineMixingError(f"{model.id} is an adapter, which cannot be mixed yet: merge it into its base first.")

@@ -2,13 +2,18 @@
 
 import platform
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .base_model import BaseClaim, BaseFit
 from .checkpoint import Checkpoint, sha256_of_file
 from .hub import LocalModel
 
-__all__ = ["described", "peak_memory", "versions"]
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+__all__ = ["described", "described_fit", "described_training", "peak_memory", "versions"]
 
 _LIBRARIES = (
     "hf_finemix",
@@ -22,10 +27,23 @@ _LIBRARIES = (
 )
 
 
-def described(model: LocalModel) -> dict[str, Any]:
-    """Id, commit (`None` for a local folder) and the SHA-256 of each weight file."""
-    files = {file.name: sha256_of_file(file) for file in Checkpoint(model.folder).files}
-    return {"id": model.id, "revision": model.revision, "sha256": files}
+def described(model: LocalModel, *, hashes: bool = True) -> dict[str, Any]:
+    """Id, commit (`None` for a local folder), the SHA-256 of each weight file, and what the Hub says of its safety."""
+    files = {file.name: sha256_of_file(file) for file in Checkpoint(model.folder).files} if hashes else None
+    described = {"id": model.id, "revision": model.revision, "sha256": files}
+    return described if model.security is None else {**described, "security": model.security}
+
+
+def described_fit(claim: BaseClaim, fit: BaseFit) -> dict[str, Any]:
+    """Who named the base, and how well the weights agree."""
+    return {"named_by": claim.named_by, "fit": asdict(fit)}
+
+
+def described_training(args: "TrainingArguments", steps: int, loss: float | None) -> dict[str, Any]:
+    """Steps, loss and the hyperparameters that matter: nothing else of the arguments, which hold a token."""
+    names = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "warmup_steps", "max_steps")
+    names += ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
+    return {"steps": steps, "loss": loss, **{name: getattr(args, name) for name in names}}
 
 
 def peak_memory() -> int | None:

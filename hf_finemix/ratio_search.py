@@ -2,8 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["RatioSearch", "search_ratio"]
+import torch
+
+from .errors import FineMixingError
+
+__all__ = ["AccuracyCounter", "RatioSearch", "predicted_classes", "search_ratio"]
 
 
 @dataclass
@@ -57,3 +62,33 @@ def search_ratio(
     best = max(search.trials, key=lambda tried: (tried["accuracy"], -tried["reserve_ratio"]))
     search.chosen = best["reserve_ratio"]
     return search
+
+
+class AccuracyCounter:
+    """A `compute_metrics` that counts right answers over any number of calls, with `batch_eval_metrics` or without."""
+
+    def __init__(self):
+        self.correct = self.total = 0
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        predictions, labels = _flat(prediction.predictions), _flat(prediction.label_ids)
+        if labels.is_floating_point() or labels.shape != predictions.shape:
+            raise FineMixingError(
+                "reserve_ratio='auto' compares accuracies, and the labels of eval_dataset are no classes: give a "
+                "fixed ρ."
+            )
+        counted = labels != -100
+        self.correct += int((predictions == labels)[counted].sum())
+        self.total += int(counted.sum())
+        return {}
+
+
+def _flat(values: Any) -> torch.Tensor:
+    """One vector of an array, of a tensor on any device, or of one for each batch."""
+    parts = values if isinstance(values, (list, tuple)) else [values]
+    return torch.cat([torch.as_tensor(part).flatten().cpu() for part in parts])
+
+
+def predicted_classes(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """The `preprocess_logits_for_metrics` that goes with it."""
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)

@@ -25,7 +25,9 @@ class CleaningReport:
     Attributes:
         schema_version (`int`): 1.
         command (`str`, *optional*): The command line, without secrets; `None` for a call from Python.
-        suspect, base (`dict`): `id`, `revision` (commit sha, `None` for a folder) and `sha256` of each weight file.
+        suspect, base (`dict`): `id`, `revision` (commit sha, `None` for a folder) and `sha256` of each weight file;
+            from the Hub also `security` (what its scan says, what was not taken, how pickles were read). Of the base
+            `named_by` (who says that it is the base) and `fit` (how far the suspect's weights are from it).
         tokenizer (`dict`): `source` ("base" or "suspect") and `differences`.
         mixing (`dict`): The config with ρ as used, and for every tensor its rule, kept fraction and SHA-256 of the mix
             before tuning; `ignored_base_tensors`; `added_tokens`.
@@ -35,6 +37,7 @@ class CleaningReport:
         seeds (`dict`): Of mask, samples and training.
         before, after (`dict`): `accuracy`, `macro_f1`, `n`, and per trigger `asr`.
         benign_floor (`dict`, *optional*): The same of a clean reference model.
+        matched_floor (`dict`, *optional*): The same at ρ = 0: base's body, suspect's head, same clean data.
         drift_by_layer (`dict`): ‖w - w_Pre‖₂ / ‖w_Pre‖₂ by layer, `before` and `after`; `None` where w_Pre is 0.
         embedding_drift (`dict`, *optional*): Of E-PUR, how many tokens there are by ‖δ_i‖₂ and f_i (see
             [`purification.TokenDrift.histogram`]), and `trigger_tokens`: `token`, `id`, `delta`, `frequency`, `score`,
@@ -64,6 +67,7 @@ class CleaningReport:
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     benign_floor: dict[str, Any] | None = None
+    matched_floor: dict[str, Any] | None = None
     drift_by_layer: dict[str, dict[str, float | None]] = field(default_factory=dict)
     embedding_drift: dict[str, Any] | None = None
     ratio_search: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ from .config import FineMixingConfig
 from .data import DataArguments
 from .errors import FineMixingError
 from .evaluation import MeasureArguments
+from .hub import TrustArguments
 
 __all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "check_settings", "cleaning_arguments"]
 
@@ -26,15 +27,20 @@ TRAINING_DEFAULTS = {
 
 
 @dataclass
-class CleaningArguments(MeasureArguments, DataArguments):
+class CleaningArguments(MeasureArguments, DataArguments, TrustArguments):
     r"""
-    Settings of [`clean`], besides those of [`DataArguments`] and [`MeasureArguments`].
+    Settings of [`clean`], besides those of [`DataArguments`], [`MeasureArguments`] and
+    [`TrustArguments`].
 
     Parameters:
         suspect_revision (`str`, *optional*):
             Branch, tag or commit of the suspect on the Hub.
         reference_model (`str`, *optional*):
             Hub id or folder of a model that was trained on clean data only: its attack success is the benign floor.
+        measure_matched_floor (`bool`, *optional*, defaults to `False`):
+            Also fine-tune and measure the base's body with the suspect's head (ρ = 0), which a cleaning has to beat.
+        create_pr (`bool`, *optional*, defaults to `False`):
+            Publish as a pull request: on the suspect's own repo, or on `hub_model_id`.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace the output folder where it is not empty.
     """
@@ -42,6 +48,12 @@ class CleaningArguments(MeasureArguments, DataArguments):
     suspect_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the suspect."})
     reference_model: str | None = field(
         default=None, metadata={"help": "Hub id or folder of a cleanly trained model, for the benign floor."}
+    )
+    measure_matched_floor: bool = field(
+        default=False, metadata={"help": "Also fine-tune and measure at ρ = 0: what the clean data alone give."}
+    )
+    create_pr: bool = field(
+        default=False, metadata={"help": "Publish as a pull request, on the suspect's own repo or on hub_model_id."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder where it is not empty."})
 
@@ -70,8 +82,6 @@ def check_settings(arguments: CleaningArguments, config: FineMixingConfig, train
         raise FineMixingError(
             f"clean() runs in one process and was started in {processes}: launch it with --num_processes 1."
         )
-    if training_args.push_to_hub:
-        raise FineMixingError("push_to_hub is not supported yet: upload the finished folder with `hf upload`.")
     if training_args.resume_from_checkpoint:
         raise FineMixingError("resume_from_checkpoint is not supported yet: clean the suspect anew.")
     if training_args.fp16_full_eval or training_args.bf16_full_eval:

@@ -6,12 +6,12 @@ from typing import Any
 
 from datasets import DatasetDict, ReadInstruction, load_dataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import HFValidationError
 
 from .checkpoint import sha256_of_file
 from .errors import DataError
-from .hub import hub_error
+from .hub_errors import hub_api, hub_error
 
 __all__ = ["load_splits", "split_rows"]
 
@@ -48,7 +48,7 @@ def load_splits(
         try:
             if is_offline_mode():  # what is in the cache, of which no commit is known
                 return load_dataset(dataset, config, revision=revision), origin
-            origin["sha"] = HfApi().dataset_info(dataset, revision=revision).sha
+            origin["sha"] = hub_api().dataset_info(dataset, revision=revision).sha
             return load_dataset(dataset, config, revision=origin["sha"]), origin
         except HFValidationError as error:
             raise DataError(nowhere) from error

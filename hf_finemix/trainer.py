@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer, enable_full_determinism, set_seed
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, enable_full_determinism, set_seed
+from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
 from .checkpoint import Checkpoint
 from .config import CONFIG_NAME, FineMixingConfig
@@ -19,7 +19,7 @@ from .errors import FineMixingError
 from .frequency import token_frequencies
 from .hub import LocalModel, cached_folder, fetch_model
 from .mixing import MixingRecord, mix_model
-from .ratio_search import RatioSearch, search_ratio
+from .ratio_search import AccuracyCounter, RatioSearch, predicted_classes, search_ratio
 from .tokenizer import load_tokenizer
 
 __all__ = ["FineMixingTrainer", "dtypes_on_disk"]
@@ -48,11 +48,14 @@ class FineMixingTrainer(Trainer):
     Attributes:
         mixing_record ([`mixing.MixingRecord`], *optional*): What was mixed, once `train()` has done it.
         ratio_search ([`ratio_search.RatioSearch`], *optional*): How ρ was chosen, where it was `"auto"`.
+        config_of_mix ([`FineMixingConfig`], *optional*): The config with the ρ that is in the weights.
+        base ([`hub.LocalModel`], *optional*): The base, once it was fetched.
 
     Raises:
-        [`FineMixingError`]: A config without a base; when `train()` starts, also a base that cannot be had or does not
-            fit, or `"auto"` without labelled classes in `eval_dataset`, with `optimizers` of one's own, with sharded
-            parameters or with `fp16_full_eval` or `bf16_full_eval`.
+        [`FineMixingError`]: A config without a base, or `push_to_hub` with a `hub_strategy` other than `"end"`; when
+            `train()` starts, also a base that cannot be had or does not fit, or `"auto"` without labelled classes in
+            `eval_dataset`, with `optimizers` of one's own, with sharded parameters or with `fp16_full_eval` or
+            `bf16_full_eval`.
     """
 
     def __init__(
@@ -62,16 +65,18 @@ class FineMixingTrainer(Trainer):
         mixing_config: FineMixingConfig | None = None,
         **kwargs,
     ):
-        # Trainer.__init__ may call model_init and callbacks, so what they need is set up first.
         self.mixing_config = _resolve(base_model, mixing_config)
+        if self.mixing_config is not None:
+            _check_hub_strategy(args[1] if len(args) > 1 else kwargs.get("args"))
+        # Trainer.__init__ may call model_init and callbacks, so what they need is set up first.
         self.mixing_record: MixingRecord | None = None
         self.ratio_search: RatioSearch | None = None
         self._mixed = False
-        self._config_of_mix: FineMixingConfig | None = None  # with the ρ that is in the weights
+        self.config_of_mix: FineMixingConfig | None = None  # with the ρ that is in the weights
         self._ratio_to_mix: float | None = None
         self._suspect: dict[str, torch.Tensor] | None = None  # its weights, while ρ is being chosen
         self._frequencies: np.ndarray | None = None
-        self._base: LocalModel | None = None
+        self.base: LocalModel | None = None
         super().__init__(*args, **kwargs)
         self._own_optimizers = self.optimizer is not None or self.lr_scheduler is not None
 
@@ -114,27 +119,54 @@ class FineMixingTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as [`~transformers.Trainer.save_model`] does, and beside it the config of the mix in it."""
-        if self._config_of_mix is not None and self.args.should_save:
+        if self.config_of_mix is not None and self.args.should_save:
             # First, because saving may push the folder.
-            self._config_of_mix.save_pretrained(output_dir or self.args.output_dir)
+            self.config_of_mix.save_pretrained(output_dir or self.args.output_dir)
         super().save_model(output_dir, _internal_call)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> Any:
+        """
+        Publish as [`~transformers.Trainer.push_to_hub`] does; a mixed model in one commit with its report and card,
+        and without the pickled arguments, which hold a token (see [`push_cleaned`]).
+        """
+        if self.mixing_config is None:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        from .trainer_publishing import publish_trained
+
+        return publish_trained(self, commit_message, blocking, token, revision, private, **kwargs)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write the card as [`~transformers.Trainer.create_model_card`] does; of a mix, into what README.md holds."""
+        if self.mixing_config is None:
+            return super().create_model_card(*args, **kwargs)
+        from .trainer_publishing import write_card
+
+        return write_card(self, *args, **kwargs)
 
     def _resume(self, checkpoint: str | bool, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         """Go on from a checkpoint. Its weights are mixed already; the config beside them says how."""
         folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
         if self.mixing_config.reserve_ratio == "auto":
             logger.warning("Resuming goes on with the ρ of %s; a search for ρ does not go on.", folder)
-        state, config = self.state, self._config_of_mix
+        state, config = self.state, self.config_of_mix
         if folder and (Path(folder) / CONFIG_NAME).is_file():
-            self._config_of_mix = FineMixingConfig.from_pretrained(folder)
+            self.config_of_mix = FineMixingConfig.from_pretrained(folder)
         elif folder:
-            self._config_of_mix = None
+            self.config_of_mix = None
             logger.warning("%s has no %s: if its weights were never mixed, train anew instead.", folder, CONFIG_NAME)
         try:
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self.state is state:  # nothing was loaded: what had to be mixed still has to be
-                self._config_of_mix = config
+                self.config_of_mix = config
             else:
                 self._mixed, self._suspect = True, None
 
@@ -198,8 +230,8 @@ class FineMixingTrainer(Trainer):
         """Accuracy of the present model on the eval data, whatever the user's own metrics are."""
         datasets = list(self.eval_dataset) if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
         kept = self.compute_metrics, self.preprocess_logits_for_metrics
-        counter = _AccuracyCounter()
-        self.compute_metrics, self.preprocess_logits_for_metrics = counter, _predicted_classes
+        counter = AccuracyCounter()
+        self.compute_metrics, self.preprocess_logits_for_metrics = counter, predicted_classes
         try:
             for dataset in datasets:
                 # Not predict(), which args.prediction_loss_only keeps from predicting.
@@ -214,8 +246,8 @@ class FineMixingTrainer(Trainer):
 
     def _mix(self, model: nn.Module, ratio: float) -> None:
         config = self.mixing_config
-        if self._base is None:
-            self._base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
+        if self.base is None:
+            self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
         frequencies, special = None, ()
         if config.purify_embeddings and config.num_purified_tokens:
             tokenizer = self._tokenizer()
@@ -223,7 +255,7 @@ class FineMixingTrainer(Trainer):
             if self._frequencies is None:
                 self._frequencies = token_frequencies(tokenizer, config.token_frequencies)
             frequencies = self._frequencies
-        with Checkpoint(self._base.folder) as base:
+        with Checkpoint(self.base.folder) as base:
             self.mixing_record = mix_model(
                 model,
                 base,
@@ -233,7 +265,7 @@ class FineMixingTrainer(Trainer):
                 token_frequencies=frequencies,
                 special_token_ids=special,
             )
-        self._mixed, self._config_of_mix = True, replace(config, reserve_ratio=ratio)
+        self._mixed, self.config_of_mix = True, replace(config, reserve_ratio=ratio)
         kept = [name for name, tensor in self.mixing_record.tensors.items() if tensor["rule"].startswith("kept")]
         logger.info(
             "Mixed %d tensors with ρ = %g, kept %d (%s), purified %d embeddings",
@@ -255,42 +287,13 @@ class FineMixingTrainer(Trainer):
         """The user's tokenizer, or else the base's: E-PUR needs to know which token a row stands for."""
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             return self.processing_class
-        tokenizer = load_tokenizer(self._base.folder)
+        tokenizer = load_tokenizer(self.base.folder)
         if tokenizer is None:
             raise FineMixingError(
-                f"E-PUR needs a tokenizer, and {self._base.id} has none: pass processing_class=tokenizer, or "
+                f"E-PUR needs a tokenizer, and {self.base.id} has none: pass processing_class=tokenizer, or "
                 "purify_embeddings=False."
             )
         return tokenizer
-
-
-class _AccuracyCounter:
-    """A `compute_metrics` that counts right answers over any number of calls, with `batch_eval_metrics` or without."""
-
-    def __init__(self):
-        self.correct = self.total = 0
-
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        predictions, labels = _flat(prediction.predictions), _flat(prediction.label_ids)
-        if labels.is_floating_point() or labels.shape != predictions.shape:
-            raise FineMixingError(
-                "reserve_ratio='auto' compares accuracies, and the labels of eval_dataset are no classes: give a "
-                "fixed ρ."
-            )
-        counted = labels != -100
-        self.correct += int((predictions == labels)[counted].sum())
-        self.total += int(counted.sum())
-        return {}
-
-
-def _flat(values: Any) -> torch.Tensor:
-    """One vector of an array, of a tensor on any device, or of one for each batch."""
-    parts = values if isinstance(values, (list, tuple)) else [values]
-    return torch.cat([torch.as_tensor(part).flatten().cpu() for part in parts])
-
-
-def _predicted_classes(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
 
 
 def _resolve(base_model: str | None, config: FineMixingConfig | None) -> FineMixingConfig | None:
@@ -304,6 +307,14 @@ def _resolve(base_model: str | None, config: FineMixingConfig | None) -> FineMix
             "Fine-mixing needs the clean pre-trained model: give base_model (--base-model), a Hub id or a folder."
         )
     return config
+
+
+def _check_hub_strategy(args: TrainingArguments | None) -> None:
+    if args is not None and args.push_to_hub and args.hub_strategy != HubStrategy.END:
+        raise FineMixingError(
+            f"hub_strategy={args.hub_strategy.value!r} uploads during training, with the pickled arguments and their "
+            'token, before anything is measured: set hub_strategy="end", and publish with push_to_hub().'
+        )
 
 
 def dtypes_on_disk(model: nn.Module) -> dict[str, torch.dtype] | None:

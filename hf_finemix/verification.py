@@ -18,7 +18,7 @@ from .disk_mixing import UNSAFE_KEYS, open_pair, purify_pair
 from .disk_pair import DiskPair
 from .dtypes import to_float64, words
 from .errors import FineMixingError, printable
-from .hub import LocalModel, fetch_model, is_repo_id
+from .hub import LocalModel, TrustArguments, fetch_model, is_repo_id
 from .report import CleaningReport
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
 
@@ -90,6 +90,7 @@ def verify_mix(
     *,
     suspect: str | Path | None = None,
     base: str | Path | None = None,
+    trust: TrustArguments | None = None,
     num_workers: int | None = None,
 ) -> Verification:
     """
@@ -102,6 +103,7 @@ def verify_mix(
     Args:
         folder (`str` or `Path`): What `mix` or `clean` wrote, or a Hub id of it.
         suspect, base (`str` or `Path`, *optional*): Where the two are, if not where the report says.
+        trust ([`TrustArguments`], *optional*): What of the two is taken although it is refused by default.
         num_workers (`int`, *optional*): Threads; by default one a core, at most 8.
 
     Raises:
@@ -114,7 +116,7 @@ def verify_mix(
     found = Verification("cleaned" if report.training else "mixed", reserve_ratio=config.reserve_ratio)
     _check_settings(config, report, base is not None, found)
     with ExitStack() as stack:
-        models = [_find("suspect", suspect, report.suspect), _find("base", base, report.base)]
+        models = [_find("suspect", suspect, report.suspect, trust), _find("base", base, report.base, trust)]
         found.suspect, found.base = (f"{m.id}{' @ ' + m.revision if m.revision else ''}" for m in models)
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
         _compare_hashes(sides[0], report.suspect.get("sha256"), "the suspect", found)
@@ -152,10 +154,10 @@ def _check_settings(config: FineMixingConfig, report: CleaningReport, other_base
             )
 
 
-def _find(role: str, given: str | Path | None, stated: dict[str, Any]) -> LocalModel:
+def _find(role: str, given: str | Path | None, stated: dict[str, Any], trust: TrustArguments | None) -> LocalModel:
     """The suspect or the base: an id with its commit is never taken for a folder, nor a folder for an id."""
     if given is not None:
-        return fetch_model(given, role=role)
+        return fetch_model(given, role=role, trust=trust)
     source, revision = stated.get("id"), stated.get("revision")
     if not isinstance(source, str) or not source:
         raise FineMixingError(f"the report does not say what the {role} was: give --{role}.")
@@ -169,7 +171,7 @@ def _find(role: str, given: str | Path | None, stated: dict[str, Any]) -> LocalM
         raise FineMixingError(
             f"the report's {role} is {source!r} on the Hub, and here is a folder of that name: move it."
         )
-    return fetch_model(source, revision, role=role)
+    return fetch_model(source, revision, role=role, trust=trust)
 
 
 def _check_other_files(mix: Checkpoint, model_config: dict[str, Any], found: Verification) -> None:

@@ -239,11 +239,11 @@ def test_the_report_names_what_went_in(cleaned, models):
     report, _ = cleaned
     for part, name in ((report.suspect, "suspect"), (report.base, "base")):
         folder = models / name
-        assert part == {
-            "id": str(folder),
-            "revision": None,
-            "sha256": {"model.safetensors": sha256(folder / "model.safetensors")},
-        }
+        assert (part["id"], part["revision"]) == (str(folder), None)
+        assert part["sha256"] == {"model.safetensors": sha256(folder / "model.safetensors")}
+    assert report.base["named_by"] == "the user"
+    assert report.base["fit"]["sure"]
+    assert "39 of 41 tensors fit by name and shape" in report.base["fit"]["why"]
 
 
 def test_the_backdoor_is_weakened_and_the_task_kept(cleaned):
@@ -310,7 +310,7 @@ def test_the_drift_is_that_of_the_files(cleaned, models):
 def test_the_card_goes_with_the_report(cleaned):
     report, out = cleaned
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert f"| {100 * report.before['accuracy']:.1f} % | {100 * report.after['accuracy']:.1f} % |" in card
+    assert f"| {100 * report.before['accuracy']:.1f} % | **{100 * report.after['accuracy']:.1f} %** |" in card
     assert "trigger `moving story` (50 samples)" in card
     assert all(f"]({figure})" in card for figure in report.figures)
 
@@ -542,9 +542,12 @@ def test_nothing_live_of_a_hostile_suspect_is_passed_on(models, data_folder, tmp
     file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
     (tmp_path / "suspect" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     (tmp_path / "suspect" / "README.md").write_text("---\nlicense: mit\n---\n<script>evil</script>\n")
+    settings = {"suspect": tmp_path / "suspect", "dataset": str(data_folder)}
+    assert f"--ignore-custom-code {tmp_path / 'suspect'}." in refused(models, tmp_path / "out", **settings)
+    settings["ignore_custom_code"] = [str(tmp_path / "suspect")]
     with caplog.at_level(logging.WARNING, "hf_finemix"):
-        report = run(models, tmp_path / "out", suspect=tmp_path / "suspect", dataset=str(data_folder), steps=2)
-    assert "asks for code of its own (auto_map): it is not run" in caplog.text
+        report = run(models, tmp_path / "out", steps=2, **settings)
+    assert "(auto_map in config.json, custom_pipelines in config.json): it is not run" in caplog.text
     assert not (tmp_path / "ran").exists()
     assert files_in(tmp_path / "out") == FILES
     assert all(
@@ -552,7 +555,7 @@ def test_nothing_live_of_a_hostile_suspect_is_passed_on(models, data_folder, tmp
         for name in FILES
         if not name.endswith(("png", "safetensors"))
     )
-    assert report.card_metadata == {"license": "mit"}
+    assert report.card_metadata == {"license": "mit", "pipeline_tag": "text-classification"}
 
 
 # What cannot work
@@ -598,10 +601,12 @@ def test_settings_that_are_none(models, data_folder, tmp_path):
     assert "sample_seed is -1: give 0 or more" in refused(models, out, sample_seed=-1)
     missing = FineMixingConfig(token_frequencies="nosuch.txt")
     assert "nosuch.txt, which is no file" in refused(models, out, mixing_config=missing)
-    with pytest.raises(FineMixingError, match="the base is missing: give base_model"):
+    with pytest.raises(FineMixingError, match=r"base of .* is not known, it names none: give --base-model"):
         clean(models / "suspect", output_dir=tmp_path / "out", dataset=str(data_folder))
     message = refused(models, tmp_path / "out", dataset=str(data_folder), training={"push_to_hub": True})
-    assert "push_to_hub is not supported yet" in message
+    assert "push_to_hub needs a name: give hub_model_id" in message
+    message = refused(models, tmp_path / "out", dataset=str(data_folder), create_pr=True)
+    assert "is a folder, give hub_model_id" in message
 
 
 def test_what_is_read_is_never_overwritten(models, data_folder, tmp_path):

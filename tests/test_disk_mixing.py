@@ -28,6 +28,7 @@ from hf_finemix import (
 from hf_finemix.alignment import named_tensors
 from hf_finemix.cli import main
 from hf_finemix.frequency import token_frequencies
+from hf_finemix.hub import TrustArguments
 from hf_finemix.report import CleaningReport
 from hf_finemix.shards import ShardWriter, parse_size
 
@@ -382,7 +383,7 @@ def test_what_cannot_be_mixed_is_told_and_leaves_nothing(copied, tmp_path, spoil
         ({"max_shard_size": "many"}, "max_shard_size is 'many'"),
         ({"max_shard_size": 0}, "max_shard_size is 0"),
         ({"num_workers": 0}, "num_workers is 0"),
-        ({"base": None}, "the base is missing"),
+        ({"base": None}, "is not known, it names none"),
         ({"base": "no/such/thing"}, "neither a folder nor a Hub id"),
     ],
 )
@@ -419,7 +420,10 @@ def test_files_beside_the_weights(copied, tmp_path):
     set_config(copied[0], auto_map={"AutoModel": "evil--code.Model"}, _attn_implementation="org/kernel")
     (copied[0] / "generation_config.json").write_text('{"top_k": 3, "custom_pipelines": {}}')
     (copied[0] / "tokenizer_config.json").write_text('{"chat_template": "/etc/passwd"}')
-    mix_checkpoints(*copied, tmp_path / "out", config(0.25))
+    with pytest.raises(FineMixingError, match=r"asks for code of its own \(auto_map in config.json\)"):
+        mix_checkpoints(*copied, tmp_path / "out", config(0.25))
+    trust = TrustArguments(ignore_custom_code=[str(copied[0])])
+    mix_checkpoints(*copied, tmp_path / "out", config(0.25), trust=trust)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()

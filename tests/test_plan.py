@@ -111,7 +111,7 @@ def test_what_cannot_be_planned(copied, spoil, said):
 
 
 def test_the_base_must_be_given(suspect_folder):
-    with pytest.raises(FineMixingError, match="the base is missing"):
+    with pytest.raises(FineMixingError, match="is not known, it names none"):
         plan_mix(suspect_folder)
     with pytest.raises(FineMixingError, match="the base 'no/such/thing' is neither"):
         plan_mix(suspect_folder, "no/such/thing")

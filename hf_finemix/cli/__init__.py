@@ -13,10 +13,12 @@ from ..errors import FineMixingError
 __all__ = ["main"]
 
 COMMANDS = {
-    "clean": "remove a backdoor from a fine-tuned model: measure, purify, mix, fine-tune, measure, write",
+    "clean": "remove a backdoor from a fine-tuned model: measure, purify, mix, fine-tune, measure, write, publish",
     "plan": "what mix would do and need, from headers alone: nothing is read or written",
     "mix": "weights only, from disk to disk: any model size in little memory",
     "verify": "does a mix follow from its config, suspect and base? element by element",
+    "push": "publish a cleaned folder on the Hub, or as a pull request on the suspect's own repo",
+    "card": "write the model card of a cleaned folder again, from its report",
     "evaluate": "accuracy of a model, and attack success for each trigger given",
     "demo": "all of it in about two minutes, offline: a small model is backdoored and cleaned",
 }

@@ -10,7 +10,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from ..classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
 from ..data import TestDataArguments, load_test_data, tokenize
 from ..evaluation import MeasureArguments, find_attacks, measure, resolve_target_label
-from ..hub import fetch_model
+from ..hub import TrustArguments, fetch_model
 from ..report import percent
 from ..tokenizer import choose_tokenizer
 from .parsing import CommandParser, quiet_unless_terminal
@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 
 @dataclass
-class EvaluateArguments(MeasureArguments, TestDataArguments):
+class EvaluateArguments(MeasureArguments, TestDataArguments, TrustArguments):
     """What to measure, on which data, and how."""
 
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
     """Measure one model and print accuracy, macro-F1 and attack success."""
     arguments, rest = CommandParser("evaluate", "model", EvaluateArguments).parse(argv)
     quiet_unless_terminal()
-    source = fetch_model(rest.model, arguments.revision)
-    base = fetch_model(arguments.base_model, role="base").folder if arguments.base_model else None
+    source = fetch_model(rest.model, arguments.revision, trust=arguments)
+    base = fetch_model(arguments.base_model, role="base", trust=arguments).folder if arguments.base_model else None
     model = load_classifier(source)
     tokenizer, _ = choose_tokenizer(source.folder, base)
     check_vocabulary(tokenizer, model)

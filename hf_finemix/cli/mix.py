@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass, field
 
 from ..config import FineMixingConfig
 from ..disk_mixing import mix_checkpoints
+from ..hub import TrustArguments
 from .parsing import CommandParser, log_plainly, print_json
 
 __all__ = ["main"]
 
 
 @dataclass
-class MixArguments:
+class MixArguments(TrustArguments):
     """Where from, where to, and with what."""
 
     suspect_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the suspect."})
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
         out=arguments.output_dir,
         config=config,
         suspect_revision=arguments.suspect_revision,
+        trust=arguments,
         max_shard_size=arguments.max_shard_size,
         num_workers=arguments.num_workers,
         overwrite=arguments.overwrite,

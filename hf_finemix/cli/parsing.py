@@ -25,6 +25,7 @@ class CommandParser(HfArgumentParser):
         positional (`str`, *optional*): Name of the positional argument: a model.
         dataclass_types (`Iterable`): As for [`~transformers.HfArgumentParser`].
         defaults (`dict`, *optional*): In place of the dataclasses' own.
+        with_json (`bool`, *optional*, defaults to `True`): Whether there is `--json`.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class CommandParser(HfArgumentParser):
         dataclass_types: Iterable,
         *,
         defaults: dict[str, Any] | None = None,
+        with_json: bool = True,
     ):
         super().__init__(dataclass_types, prog=f"hf-finemix {command}", allow_abbrev=False)
         self.set_defaults(**(defaults or {}))
@@ -41,7 +43,8 @@ class CommandParser(HfArgumentParser):
         if positional:
             self._model = self.add_argument(positional, metavar=positional.upper(), help="Hub id or local folder.")
         self.add_argument("--config", metavar="RECIPE.yaml", help="YAML file of the same keys; flags win over it.")
-        self.add_argument("--json", action="store_true", help="Print the result as JSON on standard output.")
+        if with_json:
+            self.add_argument("--json", action="store_true", help="Print the result as JSON on standard output.")
 
     def parse(self, argv: list[str]) -> tuple[Any, ...]:
         """The dataclasses and a namespace of the rest. Every key of the recipe must be a flag."""

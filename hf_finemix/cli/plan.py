@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
+from ..hub import TrustArguments
 from ..plan import plan_mix
 from .parsing import CommandParser, log_plainly, print_json
 
@@ -11,7 +12,7 @@ __all__ = ["main"]
 
 
 @dataclass
-class PlanArguments:
+class PlanArguments(TrustArguments):
     """What `mix` would be given."""
 
     suspect_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the suspect."})
@@ -22,7 +23,13 @@ def main(argv: list[str]) -> int:
     """Print what mixing would do and need; an error where it would be refused."""
     arguments, config, rest = CommandParser("plan", "suspect", (PlanArguments, FineMixingConfig)).parse(argv)
     log_plainly()
-    plan = plan_mix(rest.suspect, config=config, suspect_revision=arguments.suspect_revision, out=arguments.output_dir)
+    plan = plan_mix(
+        rest.suspect,
+        config=config,
+        suspect_revision=arguments.suspect_revision,
+        trust=arguments,
+        out=arguments.output_dir,
+    )
     if rest.json:
         print_json(plan.to_dict())
     elif plan.refused is None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..errors import FineMixingError
+from ..hub import TrustArguments
 from ..verification import verify_mix
 from .parsing import CommandParser, log_plainly, print_json
 
@@ -10,7 +11,7 @@ __all__ = ["main"]
 
 
 @dataclass
-class VerifyArguments:
+class VerifyArguments(TrustArguments):
     """Where the models are, if not where the report says."""
 
     suspect: str | None = field(default=None, metadata={"help": "Hub id or folder of the suspect."})
@@ -25,7 +26,11 @@ def main(argv: list[str]) -> int:
     arguments, rest = CommandParser("verify", "model", VerifyArguments).parse(argv)
     log_plainly()
     found = verify_mix(
-        rest.model, suspect=arguments.suspect, base=arguments.base_model, num_workers=arguments.num_workers
+        rest.model,
+        suspect=arguments.suspect,
+        base=arguments.base_model,
+        trust=arguments,
+        num_workers=arguments.num_workers,
     )
     if rest.json:
         print_json(found.to_dict())

@@ -1,0 +1,302 @@
+"""The stages of one cleaning: load, measure, mix and fine-tune, measure, write."""
+
+import copy
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+
+from .alignment import NamedTensors, named_tensors
+from .base_model import USER, BaseClaim, fetch_base, judge_base
+from .card_metadata import carried_over
+from .checkpoint import Checkpoint, sha256_of_file
+from .classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
+from .comparison import compare_with_base
+from .config import FineMixingConfig
+from .conversion import LoadedLayout
+from .data import CleanData, load_clean_data, tokenize
+from .drift import TensorDrift, drift_by_layer
+from .errors import DataError, FineMixingError
+from .evaluation import AttackObserver, find_attacks, measure, resolve_target_label
+from .figures import draw_figures
+from .hub import LocalModel, fetch_model
+from .mixing import MixingRecord
+from .model_card import render_card
+from .provenance import described, described_fit, described_training, peak_memory, versions
+from .report import CleaningReport
+from .settings import CleaningArguments
+from .tokenizer import choose_tokenizer, token_ids_within_text
+from .trainer import FineMixingTrainer, dtypes_on_disk
+
+__all__ = ["CleaningJob"]
+
+logger = logging.getLogger(__name__)
+
+MIN_STEPS, MIN_EPOCHS = 100, 3
+FEW_ROWS = 50
+
+
+class CleaningJob:
+    """What the stages of one cleaning share."""
+
+    def __init__(self, suspect: LocalModel, arguments: CleaningArguments, config: FineMixingConfig):
+        self.suspect, self.arguments, self.seconds = suspect, arguments, {}
+        self.base, claim = fetch_base(suspect, config, arguments)
+        # From here on the base is the folder that was fetched, so that nothing is resolved twice.
+        self.config = config.with_base(self.base.folder)
+        revision = self.base.revision or config.base_model_revision
+        self.asked = replace(config, base_model_name_or_path=self.base.id, base_model_revision=revision)
+        with self.timed("load"):
+            self.model = load_classifier(suspect)
+            with Checkpoint(self.base.folder) as base:
+                pair = compare_with_base(self.model, base, head=config.head, dtypes=dtypes_on_disk(self.model))
+            pair.check_related()
+            fitting = len(pair.alignment.mixed()), len(pair.suspect.tensors)
+            self.base_fit = described_fit(claim, judge_base(claim, pair.drift, pair.matrices(), fitting))
+            if not pair.alignment.heads():
+                _check_base_is_pretrained(self.base, claim, pair.drift.values())
+            self.dtypes = pair.dtypes
+            self.drift_before = drift_by_layer(pair.drift)
+            self.tokenizer, self.tokenizer_note = choose_tokenizer(suspect.folder, self.base.folder)
+            check_vocabulary(self.tokenizer, self.model)
+            agree_on_padding(self.tokenizer, self.model)
+            self.max_length = max_tokens(arguments.max_length, self.tokenizer, self.model)
+            label2id = {name: i for i, name in self.model.config.id2label.items()}
+            self.ignored = _ignored_tensors(self.model, suspect, pair.suspect)
+            self.reference = self._load_reference()
+            self.target_label = resolve_target_label(arguments, self.model.config.id2label)
+            self.data: CleanData = load_clean_data(arguments, label2id)
+            if config.reserve_ratio == "auto" and not len(self.data.eval):
+                raise DataError(
+                    f"reserve_ratio='auto' needs eval data, and {arguments.dataset} leaves none: give an eval_split, "
+                    "fewer num_clean_samples, or a fixed reserve_ratio."
+                )
+            if not len(self.data.test):
+                raise DataError(f"{arguments.dataset} leaves no rows to test on: give a test_split or more rows.")
+            self.attacks = find_attacks(
+                arguments,
+                self.data.test,
+                self.tokenizer,
+                self.data.text_columns,
+                self.target_label,
+                label2id,
+                self.max_length,
+            )
+        logger.info("Data: %s", self.data)
+        if len(self.data.tuning) < arguments.num_clean_samples:
+            logger.warning("Only %d rows to tune on, not %d.", len(self.data.tuning), arguments.num_clean_samples)
+        for role, rows in (("test", self.data.test), ("eval", self.data.eval)):
+            if len(rows) < FEW_ROWS and (role == "test" or config.reserve_ratio == "auto"):
+                logger.warning(
+                    "Only %d %s rows: an accuracy of 90 %% is then known to ± %.0f points (standard error).",
+                    len(rows),
+                    role,
+                    100 * math.sqrt(0.9 * 0.1 / len(rows)),
+                )
+
+    def trainer(self, training_args: TrainingArguments, checkpoints: Path) -> FineMixingTrainer:
+        args = copy.copy(training_args)
+        args.output_dir = str(checkpoints)
+        args.hub_token, args.push_to_hub = None, False  # checkpoints hold the arguments; what is published is the end
+        # Every prediction counts, whatever else the training is set to.
+        args.prediction_loss_only, args.dataloader_drop_last, args.eval_do_concat_batches = False, False, True
+        args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one it only warns
+        if args.max_steps <= 0 and args.num_train_epochs <= 0:
+            steps_per_epoch = -(-len(self.data.tuning) // (args.train_batch_size * args.gradient_accumulation_steps))
+            args.max_steps = max(MIN_STEPS, MIN_EPOCHS * steps_per_epoch)
+        return self._trainer_of(self.model, args, self.config)
+
+    def _trainer_of(
+        self, model: PreTrainedModel, args: TrainingArguments, config: FineMixingConfig
+    ) -> FineMixingTrainer:
+        trainer = FineMixingTrainer(
+            model=model,
+            args=args,
+            train_dataset=self.tokenize(self.data.tuning),
+            eval_dataset=self.tokenize(self.data.eval) if len(self.data.eval) else None,
+            processing_class=self.tokenizer,
+            mixing_config=config,
+        )
+        trainer.remove_callback(PrinterCallback)  # standard output is for the report
+        return trainer
+
+    def tokenize(self, rows: Any) -> Any:
+        return tokenize(rows, self.tokenizer, self.data.text_columns, self.max_length)
+
+    def run(self, trainer: FineMixingTrainer) -> CleaningReport:
+        test = self.tokenize(self.data.test)
+        with self.timed("measure_before"):
+            before = measure(trainer, test, self.attacks)
+            if before["accuracy"] < 1 / self.model.config.num_labels:
+                logger.warning(
+                    "The suspect's accuracy is %.1f %%, worse than guessing: are these data of its task, and the "
+                    "text columns (%s) right?",
+                    100 * before["accuracy"],
+                    " and ".join(self.data.text_columns),
+                )
+            floor = self._benign_floor(trainer, test)
+        matched = self._matched_floor(trainer, test) if self.arguments.measure_matched_floor else None
+        observer = AttackObserver(trainer, test, self.attacks)
+        if self.config.reserve_ratio == "auto":
+            trainer.add_callback(observer)
+        with self.timed("clean"):
+            output = trainer.train()
+            self._round_to_disk(output.training_loss)
+        with self.timed("measure_after"):
+            after = measure(trainer, test, self.attacks)
+        with Checkpoint(self.base.folder) as base:
+            drift_after = drift_by_layer(compare_with_base(self.model, base, dtypes=self.dtypes).drift)
+
+        record, args, search = trainer.mixing_record, trainer.args, trainer.ratio_search
+        tokens = self.tokenizer.convert_ids_to_tokens
+        rows = self.data.description["rows"]
+        chosen = asdict(search) if search else None
+        # (The chosen ρ may have been trained once more, last of all.)
+        for trial, triggers in zip(chosen["trials"] if chosen else (), observer.measured, strict=False):
+            trial["triggers"] = triggers
+        return CleaningReport(
+            suspect=described(self.suspect),
+            base={**described(self.base), **self.base_fit},
+            tokenizer=self.tokenizer_note,
+            mixing={
+                **self.asked.to_dict(),
+                "reserve_ratio": record.reserve_ratio,
+                "tensors": record.tensors,
+                "ignored_base_tensors": record.ignored_base_tensors,
+                "converted_base_tensors": record.converted_base_tensors,
+                "ignored_suspect_tensors": self.ignored,
+                "added_tokens": [{"token": tokens(i), "id": i} for i in record.added_token_ids],
+            },
+            purified_tokens=[{"token": tokens(entry["id"]), **entry} for entry in record.purified_tokens],
+            data={**self.data.description, "labelled_samples": rows["tuning"] + (rows["eval"] if search else 0)},
+            seeds={
+                "mixing": self.config.mixing_seed,
+                "samples": self.arguments.sample_seed,
+                "training": args.seed,
+            },
+            before=before,
+            after=after,
+            benign_floor=floor,
+            matched_floor=matched,
+            drift_by_layer={"before": self.drift_before, "after": drift_after},
+            embedding_drift=self._embedding_drift(record),
+            ratio_search=chosen,
+            training=described_training(args, output.global_step, output.training_loss),
+            card_metadata={**carried_over(self.suspect.folder), "pipeline_tag": "text-classification"},
+            timings_s={name: round(seconds, 3) for name, seconds in self.seconds.items()},
+            peak_memory_bytes=peak_memory(),
+            versions=versions(),
+        )
+
+    def write(self, report: CleaningReport, folder: Path) -> None:
+        """Write the cleaned model and all that belongs to it into the folder."""
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        self.model.to("cpu")
+        for name, tensor in named_tensors(self.model).tensors.items():
+            tensor.data = tensor.data.to(self.dtypes[name])
+        self.model.config.dtype = self.model.dtype
+        self.model.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):  # which only their owner may read, unlike all other files
+            file.chmod((folder / "config.json").stat().st_mode)
+        self.tokenizer.save_pretrained(folder)
+        replace(self.asked, reserve_ratio=report.mixing["reserve_ratio"]).save_pretrained(folder)
+        report.weights = {file.name: sha256_of_file(file) for file in Checkpoint(folder).files}
+        report.figures = draw_figures(report, folder)
+        report.save(folder)
+        (folder / "README.md").write_text(render_card(report), encoding="utf-8")
+
+    def _embedding_drift(self, record: MixingRecord) -> dict[str, Any] | None:
+        """What E-PUR saw: the crowd, and in it the tokens of the triggers that are measured."""
+        drift = record.token_drift
+        if drift is None:
+            return None
+        ids = [i for text in self.arguments.triggers or [] for i in token_ids_within_text(self.tokenizer, text)]
+        purified = {entry["id"] for entry in record.purified_tokens}
+        tokens = [
+            {
+                "token": self.tokenizer.convert_ids_to_tokens(i),
+                **drift.describe(i),
+                "rank": drift.rank(i),
+                "purified": i in purified,
+            }
+            for i in dict.fromkeys(ids)
+            if i < len(drift.score) and i not in drift.exempt
+        ]
+        return {**drift.histogram(), "trigger_tokens": tokens}
+
+    def _round_to_disk(self, loss: float) -> None:
+        """Round the weights to the dtype they are saved in, so that what is measured is what is saved."""
+        broken = [name for name, tensor in self.model.named_parameters() if not torch.isfinite(tensor).all()]
+        if broken or not math.isfinite(loss):
+            what = broken[0] if broken else "the loss"
+            raise FineMixingError(f"fine-tuning went astray ({what} is not finite): lower learning_rate.")
+        for name, tensor in named_tensors(self.model).tensors.items():
+            tensor.data.copy_(tensor.data.to(self.dtypes[name]))
+
+    def _load_reference(self) -> tuple[LocalModel, PreTrainedModel] | None:
+        if not self.arguments.reference_model:
+            return None
+        reference = fetch_model(self.arguments.reference_model, role="reference model", trust=self.arguments)
+        model = load_classifier(reference)
+        tokenizer, _ = choose_tokenizer(reference.folder, self.base.folder)
+        for what, theirs, ours in (
+            ("classes", model.config.id2label, self.model.config.id2label),
+            ("vocabulary", tokenizer.get_vocab(), self.tokenizer.get_vocab()),
+        ):
+            if theirs != ours:
+                raise FineMixingError(
+                    f"the reference model {reference.id} has not the suspect's {what}: give one trained from the same "
+                    "base for the same task."
+                )
+        return reference, model
+
+    def _benign_floor(self, trainer: FineMixingTrainer, test: Any) -> dict[str, Any] | None:
+        if self.reference is None:
+            return None
+        reference, model = self.reference
+        other = Trainer(
+            model=model, args=trainer.args, data_collator=trainer.data_collator, processing_class=self.tokenizer
+        )
+        other.remove_callback(PrinterCallback)
+        return {"model": reference.id, "revision": reference.revision, **measure(other, test, self.attacks)}
+
+    def _matched_floor(self, trainer: FineMixingTrainer, test: Any) -> dict[str, Any]:
+        """What the same recipe gives without any weight of the suspect's body: its head on the base."""
+        config = replace(self.config, reserve_ratio=0.0, module_ratios=None)
+        with self.timed("matched_floor"):
+            floor = self._trainer_of(load_classifier(self.suspect), trainer.args, config)
+            floor.train()
+            return measure(floor, test, self.attacks)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+
+
+def _check_base_is_pretrained(base: LocalModel, claim: BaseClaim, drifts: Iterable[TensorDrift]) -> None:
+    """A base with the suspect's head may be the suspect itself, or a sister of it."""
+    if not any(drift.delta for drift in drifts):
+        raise FineMixingError(f"the base {base.id} has the suspect's own weights: give its pre-trained base.")
+    if claim.named_by != USER:
+        raise FineMixingError(
+            f"the base {base.id}, named by {claim.named_by}, has a classifier head too: it is fine-tuned itself. Give "
+            "its pre-trained base (--base-model)."
+        )
+    logger.warning("The base %s has a classifier head too: is it pre-trained only? Its head is mixed in.", base.id)
+
+
+def _ignored_tensors(model: PreTrainedModel, suspect: LocalModel, named: NamedTensors) -> list[str]:
+    """Tensors on disk that the suspect's class has no place for."""
+    known = set(named.tensors).union(*named.aliases.values())
+    sources = LoadedLayout(Checkpoint(suspect.folder), model).sources
+    return sorted({source for name, names in sources.items() if name not in known for source in names})

@@ -1,0 +1,37 @@
+"""`hf-finemix card FOLDER`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..checkpoint import check_inside
+from ..model_card import merge_card, render_card
+from ..output import write_text
+from ..report import CleaningReport
+from .parsing import CommandParser, log_plainly
+
+__all__ = ["main"]
+
+
+@dataclass
+class CardArguments:
+    """What to do with the card."""
+
+    print_only: bool = field(default=False, metadata={"help": "Print it and leave README.md as it is."})
+
+
+def main(argv: list[str]) -> int:
+    """Write the card of a cleaned folder again from its report; whatever else is in README.md stays."""
+    arguments, rest = CommandParser("card", "folder", CardArguments, with_json=False).parse(argv)
+    log_plainly()
+    folder = Path(rest.folder)
+    card = render_card(CleaningReport.load(folder))
+    path = folder / "README.md"
+    if path.is_file():
+        check_inside(path, folder)
+        card = merge_card(path.read_text(encoding="utf-8", errors="replace"), card, where=str(path))
+    if arguments.print_only:
+        print(card, end="")
+    else:
+        write_text(path, card)
+        print(f"written to {path}")
+    return 0

@@ -1,0 +1,130 @@
+"""The Hub client, and what goes wrong while talking to the Hub as one line that says what to do."""
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from .errors import FineMixingError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["hub_api", "hub_error", "is_unreachable"]
+
+MAX_SILENCE = 300  # seconds
+
+
+def hub_api(token: str | None = None) -> "HfApi":
+    """
+    The client of the Hub. It waits for a silent server for five minutes (or the seconds of `HF_FINEMIX_HUB_TIMEOUT`).
+
+    The client's own session, which all calls share, waits for ever; a limit that somebody has set on it stays.
+    """
+    import httpx2
+    from huggingface_hub import HfApi, get_session
+
+    if get_session().timeout == httpx2.Timeout(None):
+        seconds = os.environ.get("HF_FINEMIX_HUB_TIMEOUT", "")
+        seconds = float(seconds) if re.fullmatch(r"\d+(\.\d+)?", seconds) else MAX_SILENCE
+        get_session().timeout = httpx2.Timeout(seconds, pool=None)
+    return HfApi(token=token)
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether the Hub cannot be had just now, so that the cache may serve in its place."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
+
+    while isinstance(error, RevisionResolutionError) and error.__cause__ is not None:
+        error = error.__cause__
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)) or status >= 500
+
+
+def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixingError:
+    """
+    The one-line error for something that went wrong while talking to the Hub. Other errors are raised again.
+
+    Args:
+        error (`Exception`): What the client raised.
+        what (`str`): What it was about: `"the suspect org/name"`.
+        writing (`bool`, *optional*, defaults to `False`): Whether something was to be published.
+    """
+    import httpx2
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+        RevisionResolutionError,
+    )
+
+    # A failed download hides why behind "not in the cache", a failed upload behind "while uploading".
+    hiding = (LocalEntryNotFoundError, RevisionResolutionError, RuntimeError)
+    while isinstance(error, hiding) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, GatedRepoError):
+        why = "is gated: accept its terms on its Hub page and log in with `hf auth login`"
+    elif isinstance(error, DisabledRepoError):
+        why = "is disabled on the Hub: it is not to be had, take another repo"
+    elif isinstance(error, RepositoryNotFoundError):
+        why = "is not a local folder and not on the Hub (or private: log in with `hf auth login`): check its name"
+        if writing:
+            why = "is not on the Hub, or this token may not see it: check its name, or log in with `hf auth login`"
+    elif isinstance(error, RevisionNotFoundError):
+        why = "has no such revision: check the branch, tag or commit"
+    elif isinstance(error, LocalTokenNotFoundError):
+        why = "needs an account: log in with `hf auth login`, or set HF_TOKEN"
+    elif isinstance(error, OfflineModeIsEnabled) or is_offline_mode():
+        why = (
+            "is neither here nor in the cache, and the Hub is switched off (HF_HUB_OFFLINE): give a path, or unset it"
+        )
+        if writing:
+            why = "cannot be reached, the Hub is switched off (HF_HUB_OFFLINE): unset it"
+    elif isinstance(error, HfHubHTTPError):
+        why = _why(error, writing)
+    elif isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, *hiding)):
+        why = "is not a local folder, and the Hub cannot be reached: check the path or the connection"
+        if writing:
+            why = "cannot be reached: check the connection, and run this again to go on"
+    elif isinstance(error, ValueError) and "Invalid metadata" in str(error):
+        why = f"has a card that the Hub does not take ({' '.join(str(error).split())[:300]}): mend its YAML"
+    elif isinstance(error, EntryNotFoundError) or (isinstance(error, OSError) and "onsistency check" in str(error)):
+        why = "did not arrive whole: try again"
+    elif isinstance(error, ValueError) and "JSON" in type(error).__name__:
+        why = "got an answer from the Hub that is no JSON: check HF_ENDPOINT, or try again later"
+    else:
+        raise error
+    return FineMixingError(f"{what} {why}.")
+
+
+def _why(error: Exception, writing: bool) -> str:
+    """What an HTTP status means here, and what to do about it."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 0)
+    said = " ".join((getattr(error, "server_message", None) or "").split())[:200]
+    quoted = f" ({said})" if said else ""
+    if status == 401:
+        return "was refused, the token is not valid: log in again with `hf auth login`, or set HF_TOKEN anew"
+    if status == 402 or status == 507 or re.search("quota|storage limit|payment", said, re.IGNORECASE):
+        return f"has no room left{quoted}: free some, make the repo public, or take a larger plan"
+    if status == 403:
+        need = "a token with write access to it" if writing else "a token that may read it"
+        return f"was refused{quoted}: use {need}, or another name"
+    if status == 412:
+        return "was changed by somebody else in the meantime: look at that change, and run this again"
+    if status == 409:
+        return f"is busy or there already{quoted}: run this again"
+    if status == 429:
+        return "was refused, too many requests: wait some minutes, and run this again"
+    if status == 400:
+        return f"was not accepted{quoted}: mend what is named, and run this again"
+    if writing:
+        return f"could not be written, the Hub answered {status or 'an error'}{quoted}: run this again later"
+    return f"could not be read from the Hub, which answered {status or 'an error'}: try again later, or log in"

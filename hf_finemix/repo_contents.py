@@ -1,0 +1,175 @@
+"""What a Hub repo holds at one commit, and what of it is taken: asked before anything is fetched."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import INDEX_NAME, WEIGHTS_NAME, read_json
+from .errors import FineMixingError
+from .hub_errors import hub_api
+
+if TYPE_CHECKING:
+    from huggingface_hub import ResolvedRevision
+
+__all__ = ["RepoContents", "inspect_repo", "needed_files", "size_text"]
+
+# Besides the weights: configuration, tokenizer and card as data, at the top of the repo. Never code, never pickles.
+SMALL_FILES = {
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "README.md",
+    "cleaning_report.json",
+    "fine_mixing_config.json",
+}
+PICKLED_NAME, PICKLED_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_CODE_OR_PICKLE = re.compile(r".*\.(py|so|sh|bin|pt|pth|ckpt|pkl|pickle|joblib|dill|h5|keras|msgpack)", re.IGNORECASE)
+_SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)")
+
+
+@dataclass(frozen=True)
+class RepoContents:
+    """
+    A repo as the Hub describes it.
+
+    Attributes:
+        id (`str`): `org/name`.
+        revision (`ResolvedRevision`): What was asked for, and the commit it stands for.
+        sizes (`dict[str, int]`): Every file and its bytes.
+        tags (`list[str]`): As the Hub has them; `custom_code` says that the repo brings code.
+        scan (`str`): How far the Hub's own scan is: `"finished"`, `"unfinished"` or `"unknown"`.
+        flagged (`dict[str, str]`): Files in which the scan found something, and how bad it calls them.
+    """
+
+    id: str
+    revision: "ResolvedRevision"
+    sizes: dict[str, int]
+    tags: list[str] = field(default_factory=list)
+    scan: str = "unknown"
+    flagged: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sha(self) -> str:
+        """The commit."""
+        return self.revision.resolved
+
+    def code_and_pickles(self) -> list[str]:
+        """Files that can run when they are loaded, or are code."""
+        return sorted(name for name in self.sizes if _CODE_OR_PICKLE.fullmatch(name))
+
+    def describe(self, chosen: Collection[str]) -> str:
+        """One line: the commit, what is taken and how large it is, what is left there, what the Hub's scan says."""
+        line = f"{self.id} @ {self.sha[:7]}: {len(chosen)} files, {size_text(sum(self.sizes[n] for n in chosen))}"
+        if left := [name for name in self.code_and_pickles() if name not in chosen]:
+            line += f"; not taken, code or pickles: {', '.join(left[:5])}{', …' if len(left) > 5 else ''}"
+        scan = {
+            "finished": f"{len(self.flagged)} files flagged" if self.flagged else "nothing found",
+            "unfinished": "not finished, so it says nothing",
+            "unknown": "none",
+        }
+        return f"{line}; the Hub's scan: {scan[self.scan]}."
+
+
+def inspect_repo(repo: str, revision: str | None = None) -> RepoContents:
+    """
+    Ask the Hub for everything that it says about a repo, at the commit that a revision stands for now.
+
+    Raises:
+        [`FineMixingError`]: The repo is disabled, or what it lists cannot be.
+        `Exception`: What [`hub_error`] makes one line of.
+    """
+    resolved = hub_api().resolve_revision(repo, revision=revision)  # once; everything else is asked of that commit
+    info = hub_api().model_info(repo, revision=resolved.resolved, files_metadata=True, securityStatus=True)
+    if info.disabled:
+        raise FineMixingError(f"{repo} is disabled on the Hub: it is not to be had, take another model.")
+    if not re.fullmatch("[0-9a-f]{40}", resolved.resolved) or info.sha != resolved.resolved:
+        raise FineMixingError(f"{repo}: the Hub answered no commit but {str(info.sha)[:100]!r}: try again later.")
+    status = info.security_repo_status if isinstance(info.security_repo_status, dict) else {}
+    finished = status.get("scansDone")
+    return RepoContents(
+        id=repo,
+        revision=resolved,
+        sizes={file.rfilename: file.size or 0 for file in info.siblings or ()},
+        tags=[str(tag) for tag in info.tags or ()],
+        scan="unknown" if finished is None else "finished" if finished is True else "unfinished",
+        flagged={
+            str(issue.get("path")): str(issue.get("level"))
+            for issue in status.get("filesWithIssues") or ()
+            if isinstance(issue, dict)
+        },
+    )
+
+
+def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[str]:
+    """
+    Which files to fetch: one set of weights, and the small files that belong to them.
+
+    Args:
+        contents ([`RepoContents`]): What there is.
+        allow_pickle (`bool`, *optional*, defaults to `False`): Take pickled weights where there are no safetensors.
+
+    Raises:
+        [`FineMixingError`]: There are no weights that may be taken, or the Hub's scan calls one of the files unsafe.
+    """
+    names = contents.sizes
+    if WEIGHTS_NAME in names:
+        weights = [WEIGHTS_NAME]
+    elif INDEX_NAME in names:
+        weights = [INDEX_NAME, *_shards(contents, INDEX_NAME)]
+    elif "adapter_config.json" in names:
+        weights = [name for name in ("adapter_model.safetensors",) if name in names]
+    else:
+        weights = _pickled(contents, allow_pickle)
+    chosen = sorted({*weights, *(SMALL_FILES & names.keys())})
+    for name, level in contents.flagged.items():
+        if name in chosen and level not in ("safe", "ok", "queued", "unscanned"):
+            raise FineMixingError(
+                f"{contents.id}: the Hub's scan calls {name} {level}: do not load it, take another model."
+            )
+    return chosen
+
+
+def _pickled(contents: RepoContents, allow: bool) -> list[str]:
+    found = [name for name in (PICKLED_NAME, PICKLED_INDEX_NAME) if name in contents.sizes]
+    pickles = [name for name in contents.code_and_pickles() if not name.endswith((".py", ".sh"))]
+    if not found:
+        what = f"only {', '.join(pickles[:3])}" if pickles else "no weights at all"
+        raise FineMixingError(
+            f"{contents.id} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {what}: ask for a safetensors version."
+        )
+    if not allow:
+        raise FineMixingError(
+            f"{contents.id} has only pickled weights ({found[0]}), which can run code when loaded: ask for a "
+            "safetensors version, or give --allow-pickle, which scans them and reads them as data alone."
+        )
+    return found[:1] if found[0] == PICKLED_NAME else [*found, *_shards(contents, PICKLED_INDEX_NAME)]
+
+
+def _shards(contents: RepoContents, index: str) -> list[str]:
+    """The shards that an index names. Whatever else it names is left to the check of the folder."""
+    from huggingface_hub import hf_hub_download
+
+    content = read_json(Path(hf_hub_download(contents.id, index, revision=contents.revision)))
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    shards = set(map(str, names.values())) if isinstance(names, dict) else set()
+    return sorted(name for name in shards if _SHARD.fullmatch(name) and name in contents.sizes)
+
+
+def size_text(number: int) -> str:
+    """A number of bytes for people: `90.9 MB`."""
+    units: list[Any] = ["B", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.{0 if number >= 100 or units[0] == 'B' else 1}f} {units[0]}"

@@ -1,0 +1,149 @@
+"""What FineMixingTrainer publishes: the report and card of its training, through the same door as clean()'s."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base_model import USER
+from .card_metadata import carried_over
+from .checkpoint import Checkpoint, sha256_of_file
+from .drift import drift_by_layer
+from .errors import FineMixingError
+from .figures import draw_figures
+from .hub import LocalModel, cached_folder, is_repo_id
+from .hub_errors import hub_api
+from .model_card import merge_card, render_card
+from .output import write_text
+from .provenance import described, described_training, peak_memory, versions
+from .publishing import push_cleaned
+from .report import REPORT_NAME, CleaningReport
+
+if TYPE_CHECKING:
+    from .trainer import FineMixingTrainer
+
+__all__ = ["publish_trained", "training_report", "write_card"]
+
+_TASKS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForCausalLM": "text-generation",
+}
+
+
+def publish_trained(
+    trainer: "FineMixingTrainer",
+    commit_message: str | None,
+    blocking: bool,
+    token: str | None,
+    revision: str | None,
+    private: bool | None,
+    **card: Any,
+) -> Any:
+    """
+    Save the trained model with report and card into `output_dir`, and publish that.
+
+    Returns:
+        `CommitInfo`, or with `blocking=False` a `Future` of it; `None` on all processes but the main one.
+
+    Raises:
+        [`FineMixingError`]: Nothing was mixed and trained yet, or as [`push_cleaned`].
+    """
+    args = trainer.args
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    trainer.save_model(_internal_call=True)
+    if not trainer.is_world_process_zero():
+        return None
+    card.pop("model_name", None)
+    trainer.create_model_card(**card)
+
+    def publish() -> Any:
+        return push_cleaned(
+            args.output_dir,
+            trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name,
+            private=args.hub_private_repo if private is None else private,
+            revision=revision or args.hub_revision,
+            commit_message=commit_message,
+            token=token or args.hub_token,
+        ).commit_info
+
+    return publish() if blocking else hub_api().run_as_future(publish)
+
+
+def write_card(
+    trainer: "FineMixingTrainer",
+    language: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    **unused: Any,
+) -> None:
+    """Write the report and the card of a training into `output_dir`; what else stands in README.md stays."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(trainer.args.output_dir)
+    if not folder.is_dir() or not any(folder.glob("*.safetensors")):
+        trainer.save_model(_internal_call=True)
+    report = training_report(trainer)
+    given = {"language": language, "license": license, "tags": [tags] if isinstance(tags, str) else tags}
+    report.card_metadata |= {key: value for key, value in given.items() if value}
+    report.weights = {file.name: sha256_of_file(file) for file in Checkpoint(folder).files}
+    report.figures = draw_figures(report, folder)
+    write_text(folder / REPORT_NAME, report.to_json())
+    path = folder / "README.md"
+    existing = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    write_text(path, merge_card(existing, render_card(report), where=str(path)))
+
+
+def training_report(trainer: "FineMixingTrainer") -> CleaningReport:
+    """
+    What a Trainer knows of its cleaning: mix, training, and the accuracy on its eval data where it was measured.
+
+    Attack success is not, so the report does not say what became of a backdoor.
+    """
+    record, config = trainer.mixing_record, trainer.config_of_mix
+    if config is None or not trainer.state.global_step:
+        raise FineMixingError("nothing was mixed and trained yet: call train() before publishing.")
+    suspect, search = _suspect(trainer), trainer.ratio_search
+    logs = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    size = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
+    losses = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
+    task = next((task for end, task in _TASKS.items() if type(trainer.model).__name__.endswith(end)), None)
+    return CleaningReport(
+        suspect=described(suspect)
+        if suspect.folder.is_dir()
+        else {"id": suspect.id, "revision": None, "sha256": None},
+        base={**described(trainer.base), "named_by": USER} if trainer.base else {"id": config.base_model_name_or_path},
+        mixing={
+            **config.to_dict(),
+            "tensors": record.tensors if record else {},
+            "ignored_base_tensors": record.ignored_base_tensors if record else [],
+            "converted_base_tensors": record.converted_base_tensors if record else {},
+            "ignored_suspect_tensors": [],
+        },
+        purified_tokens=[{"token": None, **entry} for entry in record.purified_tokens] if record else [],
+        seeds={"mixing": config.mixing_seed, "training": trainer.args.seed},
+        before={"accuracy": search.suspect_accuracy if search else None, "macro_f1": None, "n": size, "triggers": []},
+        after={
+            "accuracy": logs[-1]["eval_accuracy"] if logs else None,
+            "macro_f1": logs[-1].get("eval_macro_f1") if logs else None,
+            "n": size,
+            "triggers": [],
+        },
+        drift_by_layer={"before": drift_by_layer(record.drift)} if record else {},
+        ratio_search=asdict(search) if search else None,
+        training=described_training(trainer.args, trainer.state.global_step, losses[-1] if losses else None),
+        card_metadata={**carried_over(suspect.folder), **({"pipeline_tag": task} if task else {})},
+        peak_memory_bytes=peak_memory(),
+        versions=versions(),
+    )
+
+
+def _suspect(trainer: "FineMixingTrainer") -> LocalModel:
+    """Where the model was loaded from, as far as it can still be told."""
+    name = getattr(trainer.model, "name_or_path", "") or "a model made in memory"
+    folder = cached_folder(name)
+    if folder is None or not any(folder.glob("*.safetensors")):
+        return LocalModel(name, Path("/nonexistent"))
+    on_hub = is_repo_id(name) and folder != Path(name)
+    return LocalModel(name, folder, folder.name if on_hub else None)

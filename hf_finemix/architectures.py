@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .alignment import canonical_name, named_tensors
 from .checkpoint import Checkpoint, TensorInfo
 from .errors import AlignmentError, FineMixingError
+from .safe_config import check_counts, refuse_quantised, without_unsafe_keys
 
 if TYPE_CHECKING:
     import torch
@@ -57,13 +58,7 @@ def read_model_config(content: Any, where: Path | str) -> tuple[str, dict[str, A
     """
     if not isinstance(content, dict):
         raise FineMixingError(f"{where} is not a JSON object: give the folder that save_pretrained wrote.")
-    if content.get("quantization_config"):
-        method = content["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else None
-        raise FineMixingError(
-            f"{where} says that the weights are quantised ({str(method or 'quantization_config')[:40]}), and packed "
-            "integers cannot be mixed: give the model in float32, float16 or bfloat16."
-        )
+    refuse_quantised(content, where)
     kind = content.get("model_type")
     if not isinstance(kind, str) or not re.fullmatch(r"[\w.-]{1,100}", kind):
         raise FineMixingError(f"{where} names no model type (model_type): set it, as save_pretrained does.")
@@ -216,7 +211,7 @@ class _Headers(Checkpoint):
 
 def _empty_model(architecture: str, config: dict[str, Any], max_layers: int) -> Any:
     """The suspect's class, on the meta device, which takes no memory for weights."""
-    _check_counts(config, max(max_layers, 1000))
+    check_counts(config, max(max_layers, 1000))
     import torch
     import transformers
 
@@ -228,25 +223,13 @@ def _empty_model(architecture: str, config: dict[str, Any], max_layers: int) -> 
         raise FineMixingError(f"transformers {transformers.__version__} has no model class {architecture}.")
     _check_model_type(architecture, cls.config_class.model_type, config)
     try:
-        settings = cls.config_class.from_dict({key: config[key] for key in config.keys() - {"auto_map"}})
+        settings = cls.config_class.from_dict(without_unsafe_keys(config))
         settings._attn_implementation = None
         with torch.device("meta"):
             return cls(settings)
     except Exception as error:  # a configuration from a stranger can break anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise FineMixingError(f"{architecture} cannot be made from its config.json: {reason}.") from error
-
-
-def _check_counts(value: Any, most: int, name: str = "") -> None:
-    """Refuse what would make a model of more modules than anyone's: it would never be ready."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_counts(inner, most, str(key))
-    elif isinstance(value, list):
-        for inner in value:
-            _check_counts(inner, most, name)
-    elif re.search(r"layer|depth|block|expert|stage", name) and isinstance(value, (int, float)) and value > most:
-        raise FineMixingError(f"config.json says {name} = {value}, and no model has as many: get another copy.")
 
 
 def describe(model: "torch.nn.Module") -> dict[str, Any] | None:

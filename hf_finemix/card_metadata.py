@@ -15,6 +15,7 @@ __all__ = ["carried_over", "front_matter", "merge_yaml", "metadata_for", "metada
 
 MAX_CARD_CHARACTERS = 1_000_000
 MAX_YAML_CHARACTERS = 50_000  # the largest cards of the Hub have that much, most of it results
+MAX_ALIASES = 10
 _BLOCK = re.compile(r"\A\s*---[ \t]*(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\r|\n|\Z)", re.DOTALL)
 # Words that mean something to the Hub, and can mean nothing else to a reader of YAML, Markdown or HTML.
 _WORD = re.compile(r"[A-Za-z0-9][\w.:+-]{0,63}", re.ASCII)
@@ -40,13 +41,25 @@ def front_matter(card: str) -> tuple[str | None, int]:
 def metadata_of(card: str) -> dict[str, Any]:
     """The YAML of a card as a mapping; empty where it is missing, too long, broken or no mapping."""
     text, _ = front_matter(card)
-    if text is None or len(text) > MAX_YAML_CHARACTERS:
-        return {}
     try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError):
+        found = _load(text or "")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _load(text: str) -> Any:
+    """YAML of a stranger; a `ValueError` for whatever is wrong with it."""
+    # Merge keys can grow without bounds, and no card needs them.
+    if len(text) > MAX_YAML_CHARACTERS or re.search(r"<<[\"']?\s*:", text) or "tag:yaml.org,2002:merge" in text:
+        raise ValueError("it is too long, or has merge keys")
+    try:
+        # Nor more aliases than a person writes: what they stand for can stand for others again.
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > MAX_ALIASES:
+            raise ValueError("it has too many aliases")
+        return yaml.safe_load(text)
+    except Exception as error:  # its constructors raise what they like
+        raise ValueError(str(error)) from error
 
 
 def carried_over(folder: Path) -> dict[str, Any]:
@@ -108,8 +121,8 @@ def merge_yaml(old: str | None, new: str, where: str) -> str:
     """Our keys in the place of theirs; every other line stays as it was written. Tags are added to theirs."""
     ours = yaml.safe_load(new)
     try:
-        theirs = yaml.safe_load(old or "") or {}
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
+        theirs = _load(old or "") or {}
+    except ValueError as error:
         raise FineMixingError(
             f"the YAML of {where} cannot be read: mend it there, or publish to another repo."
         ) from error
@@ -128,8 +141,8 @@ def merge_yaml(old: str | None, new: str, where: str) -> str:
             lines.append(block.rstrip("\r\n") + "\n")
     merged = "".join(lines) + yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
     try:
-        kept = yaml.safe_load(merged) == wanted
-    except (yaml.YAMLError, ValueError, RecursionError):
+        kept = _load(merged) == wanted
+    except ValueError:
         kept = False
     return merged if kept else yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
 

@@ -202,7 +202,7 @@ class Checkpoint:
             raise FineMixingError(f"{path} is not a readable safetensors file ({reason}): get it again.") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, max_bytes: int = MAX_HEADER_BYTES, max_entries: int = MAX_JSON_ENTRIES) -> Any:
     """
     The content of a JSON file that may come from a stranger.
 
@@ -213,8 +213,8 @@ def read_json(path: Path) -> Any:
         raise FineMixingError(f"{path} is missing or no regular file: give the whole folder.")
     try:
         with open(path, "rb") as file:
-            text = file.read(MAX_HEADER_BYTES + 1)
-        if len(text) > MAX_HEADER_BYTES or text.count(b",") > MAX_JSON_ENTRIES:
+            text = file.read(max_bytes + 1)
+        if len(text) > max_bytes or text.count(b",") > max_entries:
             raise FineMixingError(f"{path} is far too large for what it is: it is broken, or meant to break.")
         return json.loads(text.decode("utf-8"), object_pairs_hook=_no_key_twice)
     except FineMixingError:

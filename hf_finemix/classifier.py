@@ -1,11 +1,15 @@
 """A model folder as a sequence classifier, loaded without running or trusting anything in it."""
 
+import re
+
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoint
 from .errors import FineMixingError
 from .hub import LocalModel
+from .safe_config import check_sizes, read_config
 
 __all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "max_tokens"]
 
@@ -23,16 +27,18 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
     if (source.folder / "adapter_config.json").is_file():
         raise FineMixingError(f"{source.id} is an adapter, which cannot be mixed yet: merge it into its base first.")
     checkpoint = Checkpoint(source.folder)
-    if not (source.folder / "config.json").is_file():
-        raise FineMixingError(f"{source.id} has no config.json: give the whole folder that save_pretrained wrote.")
+    content = read_config(source.folder, source.id)
+    check_sizes(content, checkpoint.tensors)
+    for file in source.folder.iterdir():
+        if re.match(r"shard-\d+-model", file.name):  # for which transformers would pass by the others
+            raise FineMixingError(
+                f"{file} is a part of a distributed checkpoint: take it away, or save the model anew."
+            )
     for name, info in checkpoint.tensors.items():
         if info.dtype.startswith("float") and info.dtype not in _DTYPES:
             raise FineMixingError(f"{source.id}: {name} is in {info.dtype}: give one in float32, float16 or bfloat16.")
     try:
-        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
-        # Two would ask for code again once a copy is saved, the third would load another file than is hashed.
-        for name in ("auto_map", "custom_pipelines", "transformers_weights"):
-            vars(config).pop(name, None)
+        config = CONFIG_MAPPING[content.get("model_type")].from_dict(content)
         config._attn_implementation = None  # it can name a kernel on the Hub, which is code too
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.folder,
@@ -43,6 +49,11 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
             local_files_only=True,
             output_loading_info=True,
         )
+    except KeyError as error:
+        raise FineMixingError(
+            f"{source.id} is of a model type that transformers {transformers.__version__} does not know "
+            f"({str(content.get('model_type'))[:100]}): it may need code of its own, which is never run."
+        ) from error
     except Exception as error:  # a configuration from a stranger can break anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "ignore_mismatched_sizes" in reason:

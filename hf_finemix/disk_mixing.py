@@ -20,14 +20,12 @@ from .hub import TrustArguments, fetch_model
 from .output import check_free_space, output_folder
 from .provenance import described, described_fit, peak_memory, versions
 from .report import CleaningReport
+from .safe_config import without_unsafe_keys
 from .shards import ShardWriter, parse_size
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
 from .tokenizer import copy_tokenizer
 
-__all__ = ["UNSAFE_KEYS", "mix_checkpoints", "open_pair", "purify_pair"]
-
-# What in a configuration makes transformers ask for code, or load other files than these.
-UNSAFE_KEYS = {"auto_map", "custom_pipelines", "transformers_weights", "attn_implementation", "_attn_implementation"}
+__all__ = ["mix_checkpoints", "open_pair", "purify_pair"]
 
 
 def mix_checkpoints(
@@ -223,5 +221,5 @@ def _write_config(content: dict[str, Any], source: Path, folder: Path) -> None:
         files[generation.name] = read_json(generation)
     for name, values in files.items():
         if isinstance(values, dict):
-            values = {key: value for key, value in values.items() if key not in UNSAFE_KEYS}
+            values = without_unsafe_keys(values)
             (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

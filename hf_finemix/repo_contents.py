@@ -124,6 +124,7 @@ def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[
         [`FineMixingError`]: There are no weights that may be taken, or the Hub's scan calls one of the files unsafe.
     """
     names = contents.sizes
+    has_model = WEIGHTS_NAME in names or INDEX_NAME in names
     if WEIGHTS_NAME in names:
         weights = [WEIGHTS_NAME]
     elif INDEX_NAME in names:
@@ -132,7 +133,7 @@ def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[
         weights = [name for name in ("adapter_model.safetensors",) if name in names]
     else:
         weights = _pickled(contents, allow_pickle)
-    chosen = sorted({*weights, *(SMALL_FILES & names.keys())})
+    chosen = sorted({*weights, *(SMALL_FILES & names.keys())} - ({"adapter_config.json"} if has_model else set()))
     for name, level in contents.flagged.items():
         if name in chosen and level not in ("safe", "ok", "queued", "unscanned"):
             raise FineMixingError(

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import read_json
 from .errors import FineMixingError
 
 __all__ = ["choose_tokenizer", "copy_tokenizer", "load_tokenizer", "token_ids_within_text"]
@@ -14,6 +15,8 @@ _PARTS = {"vocabulary": ("model", "vocab"), "merges": ("model", "merges"), "norm
 _PARTS |= {"pre-tokenizer": ("pre_tokenizer",), "added tokens": ("added_tokens",)}
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 _FILES += ("vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+# Twice what the largest public tokenizers have.
+MAX_TOKENIZER_BYTES, MAX_TOKENIZER_ENTRIES, MAX_TOKEN_ID = 1 << 26, 5_000_000, 10_000_000
 _NOT_COMPARED = ["not compared: the suspect has no tokenizer.json"]
 
 
@@ -123,11 +126,23 @@ def _compare_vocabulary(file: Path, tokenizer: Any) -> list[str]:
 def _read(file: Path) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
+    raw = read_json(file, max_bytes=MAX_TOKENIZER_BYTES, max_entries=MAX_TOKENIZER_ENTRIES)
+    if isinstance(raw, dict) and _largest_id(raw) > MAX_TOKEN_ID:
+        raise FineMixingError(f"{file} has token ids above {MAX_TOKEN_ID:,}: it is broken, or meant to break.")
     try:
         # Through the library and back, so that only meaning is compared, not how an older version wrote it down.
         return json.loads(Tokenizer.from_file(str(file)).to_str())
     except Exception as error:  # tokenizers raises plain Exception
         raise FineMixingError(f"{file} is not a tokenizer that can be read: {error}.") from error
+
+
+def _largest_id(tokenizer: dict[str, Any]) -> int:
+    """Of vocabulary and added tokens: the library would make room for as many."""
+    vocabulary = _part(tokenizer, ("model", "vocab"))
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    added = tokenizer.get("added_tokens")
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    return max((number for number in ids if isinstance(number, (int, float))), default=0)
 
 
 def _from_file(file: Path, settings: dict[str, Any]) -> Any:
@@ -149,5 +164,5 @@ def _from_file(file: Path, settings: dict[str, Any]) -> Any:
 
 def _part(content: dict[str, Any], keys: tuple[str, ...]) -> Any:
     for key in keys:
-        content = (content or {}).get(key)
+        content = content.get(key) if isinstance(content, dict) else None
     return content

@@ -14,12 +14,13 @@ from .alignment import KEPT_HEAD, REINITIALISED_HEAD
 from .architectures import disk_layout
 from .checkpoint import Checkpoint, read_json, sha256_of_file
 from .config import FineMixingConfig
-from .disk_mixing import UNSAFE_KEYS, open_pair, purify_pair
+from .disk_mixing import open_pair, purify_pair
 from .disk_pair import DiskPair
 from .dtypes import to_float64, words
 from .errors import FineMixingError, printable
 from .hub import LocalModel, TrustArguments, fetch_model, is_repo_id
 from .report import CleaningReport
+from .safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
 
 __all__ = ["Verification", "verify_mix"]
@@ -179,7 +180,7 @@ def _check_other_files(mix: Checkpoint, model_config: dict[str, Any], found: Ver
     content = read_json(mix.folder / "config.json")
     content = content if isinstance(content, dict) else {}
     found.problems += [f"its config.json has {key}" for key in sorted(UNSAFE_KEYS & content.keys())]
-    if found.kind == "mixed" and content != {k: v for k, v in model_config.items() if k not in UNSAFE_KEYS}:
+    if found.kind == "mixed" and content != without_unsafe_keys(model_config):
         found.problems.append("its config.json is not the suspect's")
     others = {path.name for path in mix.folder.glob("*.safetensors")} - {file.name for file in mix.files}
     others |= {name for name in ("adapter_config.json",) if (mix.folder / name).exists()}

@@ -192,5 +192,6 @@ def test_a_broken_file_is_named(base, suspect, content, with_base):
     file.write_text(content)
     with pytest.raises(FineMixingError) as error:
         choose_tokenizer(suspect, base if with_base else None)
-    assert f"{file} is not a tokenizer that can be read" in str(error.value)
+    told = ("is not a tokenizer that can be read", "cannot be read as JSON")
+    assert str(error.value).startswith(tuple(f"{file} {what}" for what in told))
     assert "\n" not in str(error.value)

@@ -158,7 +158,8 @@ def _provenance(report: CleaningReport) -> Iterator[str]:
             yield f"Its weights were pickled: scanned with {code(pickles['scanner'])} and read as data alone."
     if report.tokenizer.get("source") == "suspect":
         differences = ", ".join(map(str, report.tokenizer["differences"]))
-        yield f"**The tokenizer is the suspect's** ({code(differences)} differ): what it does to a text was not examined."
+        what = "what it does to a text was not examined"
+        yield f"**The tokenizer is the suspect's** ({code(differences)} differ): {what}."
     data = report.data
     if data.get("rows"):
         rows = ", ".join(f"{_number(count)} for {code(use)}" for use, count in data["rows"].items())

@@ -128,7 +128,10 @@ def merge_yaml(old: str | None, new: str, where: str) -> str:
         ) from error
     if not isinstance(theirs, dict):
         raise FineMixingError(f"the YAML of {where} is no mapping: mend it there, or publish to another repo.")
-    for key in ("license", "license_name", "language"):  # theirs to choose
+    chosen = ("license", "license_name", "language")
+    if theirs.keys() <= ours.keys() and all(theirs.get(key, ours.get(key)) == ours.get(key) for key in chosen):
+        return new.rstrip("\n") + "\n"
+    for key in chosen:  # theirs to choose
         if key in theirs:
             ours.pop(key, None)
     if isinstance(theirs.get("tags"), list):

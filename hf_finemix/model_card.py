@@ -18,7 +18,6 @@ from .verdict import verdict
 __all__ = ["card_section", "code", "merge_card", "render_card", "text_of_others"]
 
 BEGIN, END = "<!-- hf_finemix: begin -->", "<!-- hf_finemix: end -->"
-MAX_README_CHARACTERS = 5_000_000
 
 
 def render_card(report: CleaningReport) -> str:
@@ -64,10 +63,8 @@ def merge_card(existing: str, ours: str, *, where: str = "README.md") -> str:
         where (`str`, *optional*): Which card it is, for messages.
 
     Raises:
-        [`FineMixingError`]: The YAML of the existing card cannot be read, or the card is far too long.
+        [`FineMixingError`]: The YAML of the existing card cannot be read.
     """
-    if len(existing) > MAX_README_CHARACTERS:
-        raise FineMixingError(f"{where} is far too long for a card: shorten it, or publish to another repo.")
     new_yaml, start = front_matter(ours)
     section = ours[start:].strip("\r\n") + "\n"
     old_yaml, start = front_matter(existing)

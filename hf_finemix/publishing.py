@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from .report import REPORT_NAME, CleaningReport
 from .secret_scan import holds_secret, known_secrets
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, HfApi
+    from huggingface_hub import CommitInfo
 
 __all__ = ["Destination", "PublishedModel", "check_destination", "publishable_files", "push_cleaned"]
 
@@ -29,6 +30,7 @@ _OTHER_WEIGHTS = re.compile(
     r"(model|pytorch_model|tf_model|flax_model|adapter_model)[\w.-]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?"
 )
 _NOT_PUBLISHED = {"adapter_config.json"}
+MAX_README_BYTES = 5_000_000
 _ALSO_PUBLISHED = {"chat_template.jinja", "masks.safetensors"}
 
 
@@ -104,16 +106,19 @@ def push_cleaned(
             or the Hub does not take it.
     """
     folder, destination = Path(folder), Destination(repo_id, create_pr, private, revision, token)
+    if not is_repo_id(repo_id):
+        raise FineMixingError(f"{repo_id!r} is no Hub id like org/name: give one to publish to.")
     report = CleaningReport.load(folder)
     files = publishable_files(folder, report)
     _refuse_secrets(files, token)
+    push = _Push(folder, report, files, destination)
     try:
-        return _push(folder, report, files, destination, commit_message or "Cleaned with hf_finemix")
+        return push.run(commit_message or "Cleaned with hf_finemix")
     except FineMixingError:
         raise
     except Exception as error:
         told = hub_error(error, f"the repo {repo_id}", writing=True)
-        raise FineMixingError(f"{told} Nothing was published, and {folder} is whole.") from error
+        raise FineMixingError(f"{told} {push.aftermath()} {folder} is whole.") from error
 
 
 def check_destination(destination: Destination) -> None:
@@ -130,6 +135,8 @@ def check_destination(destination: Destination) -> None:
     api = hub_api(destination.token)
     try:
         me = api.whoami()
+        if ((me.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+            raise FineMixingError("the token may only read: use a token with write access to publish.")
         if destination.create_pr:
             api.model_info(destination.repo_id)
             return
@@ -193,62 +200,86 @@ def _refuse_secrets(files: dict[str, Path], token: str | None) -> None:
         )
 
 
-def _push(
-    folder: Path, report: CleaningReport, files: dict[str, Path], destination: Destination, message: str
-) -> PublishedModel:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+class _Push:
+    """One commit to one place."""
 
-    api = hub_api(destination.token)
-    repo_id = destination.repo_id
-    if not destination.create_pr:
-        repo_id = api.create_repo(repo_id, private=destination.private, exist_ok=True).repo_id
-        if destination.revision:
-            api.create_branch(repo_id, branch=destination.revision, exist_ok=True)
-    there = api.model_info(repo_id, revision=destination.revision)
-    names = {file.rfilename for file in there.siblings or ()}
-    card = _card(api, repo_id, there.sha, folder, report, "README.md" in names)
-    if holds_secret(card, known_secrets(destination.token)):
-        raise FineMixingError("the card holds an access token or a secret of this environment: nothing was uploaded.")
-    removed = sorted(name for name in names - files.keys() if _OTHER_WEIGHTS.fullmatch(name))
-    operations = [CommitOperationAdd(name, str(file)) for name, file in files.items() if name != "README.md"]
-    operations += [CommitOperationAdd("README.md", card)]
-    operations += [CommitOperationDelete(name) for name in removed]
-    commit = api.create_commit(
-        repo_id,
-        operations,
-        commit_message=message,
-        commit_description=card_section(report, figures=False) if destination.create_pr else None,
-        revision=destination.revision,
-        create_pr=destination.create_pr,
-        parent_commit=there.sha,
-    )
-    published = {name: (file.stat().st_size, sha256_of_file(file)) for name, file in files.items()}
-    published["README.md"] = (len(card), hashlib.sha256(card).hexdigest())
-    changed = commit.pr_url is not None if destination.create_pr else commit.oid != there.sha
-    url = commit.pr_url or commit.commit_url
-    total = size_text(sum(size for size, _ in published.values()))
-    if not changed:
-        logger.info("%s has all of it already: nothing to publish.", repo_id)
-    else:
-        logger.info("Published %d files, %s: %s", len(published), total, url)
-    if removed and changed:
-        logger.info("Other weights were taken away there: %s.", ", ".join(removed))
-    return PublishedModel(repo_id, url, commit, published, removed, changed)
+    def __init__(self, folder: Path, report: CleaningReport, files: dict[str, Path], destination: Destination):
+        self.folder, self.report, self.files, self.destination = folder, report, files, destination
+        self.api = hub_api(destination.token)
+        self.repo_id, self.parent = destination.repo_id, None
+        self.sent = False
+
+    def run(self, message: str) -> PublishedModel:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        to, files = self.destination, self.files
+        if not to.create_pr and not (to.revision or "").startswith("refs/pr/"):
+            self.repo_id = self.api.create_repo(self.repo_id, private=to.private, exist_ok=True).repo_id
+            if to.revision:
+                self.api.create_branch(self.repo_id, branch=to.revision, exist_ok=True)
+        there = self.api.model_info(self.repo_id, revision=to.revision, files_metadata=True)
+        self.parent = there.sha
+        sizes = {file.rfilename: file.size or 0 for file in there.siblings or ()}
+        card = self.card(sizes.get("README.md"))
+        if holds_secret(card, known_secrets(to.token)):
+            raise FineMixingError(f"the card of {self.repo_id} holds an access token: nothing was uploaded.")
+        removed = sorted(name for name in sizes.keys() - files.keys() if _OTHER_WEIGHTS.fullmatch(name))
+        operations = [CommitOperationAdd(name, str(file)) for name, file in files.items() if name != "README.md"]
+        operations += [CommitOperationAdd("README.md", card)]
+        operations += [CommitOperationDelete(name) for name in removed]
+        self.sent = True
+        commit = self.api.create_commit(
+            self.repo_id,
+            operations,
+            commit_message=message,
+            commit_description=card_section(self.report, figures=False) if to.create_pr else None,
+            revision=to.revision,
+            create_pr=to.create_pr,
+            parent_commit=self.parent,
+        )
+        hashes = self.report.weights or {}
+        published = {
+            name: (file.stat().st_size, hashes.get(name) or sha256_of_file(file)) for name, file in files.items()
+        }
+        published["README.md"] = (len(card), hashlib.sha256(card).hexdigest())
+        changed = commit.pr_url is not None if to.create_pr else commit.oid != self.parent
+        result = PublishedModel(self.repo_id, commit.pr_url or commit.commit_url, commit, published, removed, changed)
+        _log(result)
+        return result
+
+    def card(self, size: int | None) -> bytes:
+        """The card to publish: what stands there, or else in the folder, with our section in it."""
+        local, where = self.folder / "README.md", f"README.md of {self.repo_id}"
+        own = local.read_text(encoding="utf-8", errors="replace") if local.is_file() else ""
+        text = own
+        if size is not None:
+            if size > MAX_README_BYTES:
+                raise FineMixingError(f"{where} is far too long for a card: shorten it, or publish to another repo.")
+            path = self.api.hf_hub_download(self.repo_id, "README.md", revision=self.parent)
+            text = Path(path).read_text(encoding="utf-8", errors="replace")
+            mine, theirs = text_of_others(own), text_of_others(text)
+            if mine and theirs and mine != theirs:
+                logger.warning("%s has a text of its own, which stays: that of %s is not published.", where, local)
+            elif mine:
+                text = own
+        return merge_card(text, render_card(self.report), where=where).encode()
+
+    def aftermath(self) -> str:
+        """What can be said of the repo after an error: an answer may be lost while the commit is made."""
+        if not self.sent:
+            return "Nothing was published, and"
+        with suppress(Exception):
+            if not self.destination.create_pr:
+                head = self.api.model_info(self.repo_id, revision=self.destination.revision).sha
+                return "Nothing was published, and" if head == self.parent else f"But there is a new commit, {head}."
+        return "Whether it was published is not known: look there, or run this again, which does no harm."
 
 
-def _card(api: "HfApi", repo_id: str, sha: str, folder: Path, report: CleaningReport, exists: bool) -> bytes:
-    """The card to publish: what stands there, or else in the folder, with our section in it."""
-    local = folder / "README.md"
-    own = local.read_text(encoding="utf-8", errors="replace") if local.is_file() else ""
-    text = own
-    if exists:
-        path = api.hf_hub_download(repo_id, "README.md", revision=sha)
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-        mine, theirs = text_of_others(own), text_of_others(text)
-        if mine and theirs and mine != theirs:
-            logger.warning(
-                "%s has a text of its own there, which stays: yours in %s is not published.", repo_id, local
-            )
-        elif mine:
-            text = own
-    return merge_card(text, render_card(report), where=f"README.md of {repo_id}").encode()
+def _log(published: PublishedModel) -> None:
+    if not published.changed:
+        logger.info("%s has all of it already: nothing to publish.", published.repo_id)
+        return
+    total = size_text(sum(size for size, _ in published.files.values()))
+    logger.info("Published %d files, %s: %s", len(published.files), total, published.url)
+    if published.removed:
+        logger.info("Other weights were taken away there: %s.", ", ".join(published.removed))

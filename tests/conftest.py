@@ -16,6 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _CACHE = tempfile.TemporaryDirectory(prefix="hf_finemix_tests_")
 os.environ["HF_HOME"] = _CACHE.name
 
+# The Hub of the tests is on loopback: the client reads where it is when it is imported.
+from hub_server import HubServer  # noqa: E402
+
+_HUB = HubServer({})
+_HUB.__enter__()
+os.environ["HF_ENDPOINT"] = _HUB.url
+
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +74,15 @@ def no_internet(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hub, and an empty cache; the client of this process talks to it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+    _HUB.reset()
+    yield _HUB
+    _HUB.reset()
 
 
 @pytest.fixture(scope="session")

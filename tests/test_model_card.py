@@ -285,8 +285,3 @@ def test_merging_with_other_line_breaks(line_break):
 def test_merging_into_broken_yaml(block):
     with pytest.raises(FineMixingError, match=r"the YAML of README\.md of org/x"):
         merge_card(f"---\n{block}\n---\ntext\n", render_card(make_report()), where="README.md of org/x")
-
-
-def test_merging_into_something_huge():
-    with pytest.raises(FineMixingError, match="far too long"):
-        merge_card("x" * 6_000_000, render_card(make_report()))

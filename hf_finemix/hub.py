@@ -13,6 +13,7 @@ from typing import Any
 from .checkpoint import INDEX_NAME, WEIGHTS_NAME, check_inside, read_json
 from .errors import FineMixingError
 from .hub_errors import hub_api, hub_error, is_unreachable
+from .pickles import PICKLED_NAME, convert_pickles, pickled_files
 from .repo_contents import SMALL_FILES, RepoContents, inspect_repo, needed_files
 
 __all__ = [
@@ -181,7 +182,7 @@ def _from_cache(repo: str, revision: str | None) -> LocalModel | None:
         folder = Path(snapshot_download(repo, revision=resolved, allow_patterns=["no file"], local_files_only=True))
     except (LocalEntryNotFoundError, RevisionResolutionError):
         return None
-    if not any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME, "pytorch_model.bin")):
+    if not any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME, PICKLED_NAME)):
         return None
     return LocalModel(repo, folder, folder.name, {"hub_scan": "unknown", "flagged": {}, "not_taken": []})
 
@@ -228,8 +229,6 @@ def _asks_for_code(model: str, where: str) -> FineMixingError:
 
 def _without_pickles(model: LocalModel) -> LocalModel:
     """The same model with pickled weights, where it has no others, written anew as safetensors."""
-    from .pickles import convert_pickles, pickled_files
-
     if any((model.folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME)) or not pickled_files(model.folder):
         return model
     temporary = tempfile.TemporaryDirectory(prefix="hf_finemix_")

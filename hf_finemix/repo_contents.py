@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import INDEX_NAME, WEIGHTS_NAME, read_json
 from .errors import FineMixingError
 from .hub_errors import hub_api
+from .pickles import PICKLED_INDEX_NAME, PICKLED_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
@@ -34,7 +35,6 @@ SMALL_FILES = {
     "cleaning_report.json",
     "fine_mixing_config.json",
 }
-PICKLED_NAME, PICKLED_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _CODE_OR_PICKLE = re.compile(r".*\.(py|so|sh|bin|pt|pth|ckpt|pkl|pickle|joblib|dill|h5|keras|msgpack)", re.IGNORECASE)
 _SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)")
 

@@ -314,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._writer(name)
                 return self._point(repo, action, rest[0], json.loads(body or b"{}"))
             if action == "preupload":
-                self._writer(name, pull_request)
+                self._writer(name, pull_request or rest[0].startswith("refs/pr/"))
                 return self._preupload(self.hub.at(kind, name, rest[0])[1], json.loads(body)["files"])
             if action == "commit":
                 user = self._writer(name, pull_request or rest[0].startswith("refs/pr/"))

@@ -115,7 +115,9 @@ def test_plan_mix_and_verify_by_ids(hub, tmp_path):
     mixed = run(hub, tmp_path, "mix", *flags, "--output-dir", "out")
     assert mixed.returncode == 0, mixed.stderr
     report = json.loads(mixed.stdout)
-    assert report["suspect"] == {"id": "org/suspect", "revision": hub.sha("models", "org/suspect"), "sha256": None}
+    assert report["suspect"]["id"] == "org/suspect"
+    assert report["suspect"]["revision"] == hub.sha("models", "org/suspect")
+    assert report["suspect"]["security"]["not_taken"] == ["modeling_evil.py", "pytorch_model.bin", "training_args.bin"]
     assert report["mixing"]["base_model_revision"] == hub.sha("models", "org/base")
     assert not [
         request for request in hub.requests if "/resolve/" in request and (".bin" in request or ".py" in request)

@@ -128,21 +128,19 @@ def merge_yaml(old: str | None, new: str, where: str) -> str:
         ) from error
     if not isinstance(theirs, dict):
         raise FineMixingError(f"the YAML of {where} is no mapping: mend it there, or publish to another repo.")
-    chosen = ("license", "license_name", "language")
-    if theirs.keys() <= ours.keys() and all(theirs.get(key, ours.get(key)) == ours.get(key) for key in chosen):
-        return new.rstrip("\n") + "\n"
-    for key in chosen:  # theirs to choose
+    for key in ("license", "license_name", "language"):  # theirs to choose
         if key in theirs:
             ours.pop(key, None)
     if isinstance(theirs.get("tags"), list):
         ours["tags"] = [*theirs["tags"], *(tag for tag in ours["tags"] if tag not in theirs["tags"])]
     wanted = theirs | ours
+    ours = {key: value for key, value in ours.items() if key not in theirs or theirs[key] != value}
     lines = []
     for block in re.split(r"(?m)^(?=[^\s#\-\]}])", (old or "").strip("\r\n")):
         key = block.split(":", 1)[0].strip("\"' ")
         if block and key not in ours:
             lines.append(block.rstrip("\r\n") + "\n")
-    merged = "".join(lines) + yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
+    merged = "".join(lines) + (yaml.safe_dump(ours, sort_keys=False, allow_unicode=True) if ours else "")
     try:
         kept = _load(merged) == wanted
     except ValueError:

@@ -81,9 +81,6 @@ def convert_pickles(folder: Path, out: Path) -> dict[str, Any]:
             tensors[name] = tensor
     if not tensors:
         raise FineMixingError(f"{folder}: the pickled weights hold no tensor: get it again.")
-    # Tensors may lie in one storage, as tied ones do, but not all of them everywhere.
-    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * sum(file.stat().st_size for file in files):
-        raise FineMixingError(f"{folder}: the tensors claim to be larger than their files: do not open them.")
     try:
         save_torch_state_dict(tensors, out, metadata={"format": "pt"})
     except BaseException:
@@ -147,4 +144,7 @@ def _read(file: Path) -> dict[str, "torch.Tensor"]:
             raise FineMixingError(f"{file}: {str(name)[:200]!r} is no plain tensor: get another copy.")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise FineMixingError(f"{file}: {name[:200]!r} claims to be larger than it is: do not open it.")
+    # Tensors may lie in one storage, as tied ones do, but not all of them everywhere.
+    if sum(tensor.nbytes for tensor in content.values()) > 2 * file.stat().st_size:
+        raise FineMixingError(f"{file}: the tensors claim to be larger than the file: do not open it.")
     return {name: tensor.detach().contiguous() for name, tensor in content.items()}

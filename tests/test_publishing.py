@@ -158,6 +158,8 @@ def test_a_pull_request_on_the_suspects_own_repo(account, cleaned):
     assert "# Theirs" in card
     assert ModelCard(card).data.license == "mit"
     again = push_cleaned(cleaned, "org/suspect", revision=request["revision"])
+    (after,) = account.pull_requests("org/suspect")
+    assert after["files"] == request["files"]
     assert not again.changed
 
 

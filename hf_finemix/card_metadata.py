@@ -1,6 +1,7 @@
 """The YAML at the top of a card: read from a stranger's with limits, and what of it may stand in ours."""
 
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ __all__ = ["carried_over", "front_matter", "merge_yaml", "metadata_for", "metada
 
 MAX_CARD_CHARACTERS = 1_000_000
 MAX_YAML_CHARACTERS = 50_000  # the largest cards of the Hub have that much, most of it results
-MAX_ALIASES = 10
+MAX_ALIASES, MAX_DEPTH = 10, 50
 _BLOCK = re.compile(r"\A\s*---[ \t]*(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\r|\n|\Z)", re.DOTALL)
 # Words that mean something to the Hub, and can mean nothing else to a reader of YAML, Markdown or HTML.
-_WORD = re.compile(r"[A-Za-z0-9][\w.:+-]{0,63}", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
 _CARRIED = {"license": 1, "license_name": 1, "language": 20, "pipeline_tag": 1, "tags": 30}
 
 
@@ -50,7 +51,10 @@ def metadata_of(card: str) -> dict[str, Any]:
 
 def _load(text: str) -> Any:
     """YAML of a stranger; a `ValueError` for whatever is wrong with it."""
-    # Merge keys can grow without bounds, and no card needs them.
+    # Merge keys can grow without bounds, deep nesting takes a time that does: no card needs either.
+    depth = accumulate((sign in "[{") - (sign in "]}") for sign in text)
+    if max(depth, default=0) > MAX_DEPTH or re.search(r"(?m)^\s*(?:[-?] +){10}", text):
+        raise ValueError("it is nested too deeply")
     if len(text) > MAX_YAML_CHARACTERS or re.search(r"<<[\"']?\s*:", text) or "tag:yaml.org,2002:merge" in text:
         raise ValueError("it is too long, or has merge keys")
     try:

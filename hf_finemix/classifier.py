@@ -28,6 +28,8 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
         raise FineMixingError(f"{source.id} is an adapter, which cannot be mixed yet: merge it into its base first.")
     checkpoint = Checkpoint(source.folder)
     content = read_config(source.folder, source.id)
+    for name in ("keys_to_ignore_at_inference", "output_attentions", "output_hidden_states", "return_dict"):
+        content.pop(name, None)  # what comes out of the model beside, or in place of, its answers
     check_sizes(content, checkpoint.tensors)
     for file in source.folder.iterdir():
         if re.match(r"shard-\d+-model", file.name):  # for which transformers would pass by the others
@@ -70,13 +72,19 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
         raise FineMixingError(f"{source.id} has {model.config.num_labels} class: accuracy needs two or more.")
     if model.config.problem_type == "multi_label_classification":
         raise FineMixingError(f"{source.id} gives several labels to a text: only one label a text is supported.")
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise FineMixingError(
+            f"{source.id} is for {str(model.config.problem_type)[:100]!r}, not for one label a text."
+        )
     model.config.id2label = {i: str(name) for i, name in model.config.id2label.items()}
     return model
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Raise a [`FineMixingError`] where the tokenizer has tokens without an embedding: it is another model's."""
-    highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]
+    around = [*tokenizer("a")["input_ids"], *tokenizer("a", "b")["input_ids"]]  # what it puts there by itself
+    highest = max(*tokenizer.get_vocab().values(), *around)
     if highest >= rows:
         raise FineMixingError(
             f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another model's "

@@ -21,7 +21,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -629,20 +629,22 @@ CODES = [
         "auto_map_to_own_code",
         "The config asks for classes in a Python file of the repo (auto_map).",
         both(config(auto_map=AUTO_MAP), put({"evil.py": MODEL_CODE})),
-        "harmless",
+        "refused",
+        "code of its own",
     ),
     HostileRepo(
         "auto_map_to_another_repo",
         "The config asks for classes of another repo.",
         config(auto_map=ELSEWHERE),
-        "harmless",
+        "refused",
+        "code of its own",
     ),
     HostileRepo(
         "auto_map_of_an_unknown_model",
         "The config asks for a model that only the repo's own code can make.",
         both(config(auto_map=AUTO_MAP, model_type="evil"), put({"evil.py": MODEL_CODE})),
         "refused",
-        "cannot be loaded",
+        "code of its own",
     ),
     HostileRepo(
         "auto_map_of_the_tokenizer",
@@ -658,7 +660,8 @@ CODES = [
             ),
             put({"evil.py": MODEL_CODE}),
         ),
-        "harmless",
+        "refused",
+        "code of its own",
     ),
     HostileRepo(
         "custom_pipelines",
@@ -669,7 +672,8 @@ CODES = [
             ),
             put({"evil.py": MODEL_CODE}),
         ),
-        "harmless",
+        "refused",
+        "code of its own",
     ),
     HostileRepo(
         "trust_in_config",
@@ -678,7 +682,8 @@ CODES = [
             config(trust_remote_code=True, auto_map=AUTO_MAP, use_safetensors=False, local_files_only=False),
             put({"evil.py": MODEL_CODE}),
         ),
-        "harmless",
+        "refused",
+        "code of its own",
     ),
     HostileRepo(
         "architectures_outside",
@@ -871,13 +876,13 @@ CONFIGS = [
         "The config names a problem that there is not.",
         config(problem_type=SCRIPT),
         "refused",
-        "problem_type",
+        "not for one label",
     ),
     HostileRepo(
         "logits_left_out",
         "The config says that the logits are not to be looked at.",
         config(keys_to_ignore_at_inference=["logits"], output_hidden_states=True),
-        "refused",
+        "harmless",
     ),
     HostileRepo(
         "padding_beyond",
@@ -1009,7 +1014,7 @@ TOKENIZERS = [
         "One word has the id 4,000,000,000.",
         in_vocabulary("word", 4_000_000_000),
         "refused",
-        "embeddings",
+        "token ids above",
     ),
     HostileRepo(
         "token_ids_negative",
@@ -1113,7 +1118,7 @@ CARDS = [
     ),
     HostileRepo(
         "card_of_many_languages",
-        "The card names 20,000 languages.",
+        "The card names 10,000 languages.",
         card_keys(language=[f"x{i}" for i in range(10_000)]),
         "harmless",
     ),
@@ -1202,8 +1207,7 @@ OTHERS = [
         "weights_passed_by",
         "Other weights lie beside, by a name that transformers takes in place of the real ones.",
         distributed_shards,
-        "refused",
-        "shard",
+        "harmless",
     ),
     HostileRepo(
         "weights_behind_an_attribute_map",
@@ -1287,7 +1291,7 @@ NAMES = [
         "name_climbs",
         "A file is called ../../evil.safetensors.",
         also("../../evil.safetensors"),
-        "refused",
+        "harmless",
         "",
         (),
         True,
@@ -1296,7 +1300,7 @@ NAMES = [
         "name_climbs_from_a_folder",
         "A file is called a/../../../evil.safetensors.",
         also("a/../../../evil.safetensors"),
-        "refused",
+        "harmless",
         "",
         (),
         True,
@@ -1305,7 +1309,7 @@ NAMES = [
         "name_absolute",
         "A file is called by a full path.",
         put({"@PATH.safetensors": b"x", "@PATH/README.md": b"x"}),
-        "refused",
+        "harmless",
         "",
         (),
         True,
@@ -1314,7 +1318,7 @@ NAMES = [
         "name_with_backslashes",
         "A file is called by a path of Windows.",
         also("..\\..\\evil.safetensors", "C:\\evil.safetensors"),
-        "refused",
+        "harmless",
     ),
     HostileRepo(
         "name_with_escapes",
@@ -1334,12 +1338,12 @@ NAMES = [
         also("x\u202etxt.\u2066.safetensors"),
         "harmless",
     ),
-    HostileRepo("name_with_nul", "A file's name has a zero byte.", also("a\0.safetensors"), "refused", "", (), True),
+    HostileRepo("name_with_nul", "A file's name has a zero byte.", also("a\0.safetensors"), "harmless", "", (), True),
     HostileRepo(
         "name_of_300_signs",
         "A file's name is longer than a disk allows.",
         also("x" * 300 + ".safetensors"),
-        "refused",
+        "harmless",
         "",
         (),
         True,
@@ -1387,11 +1391,34 @@ NAMES = [
         "weights_and_a_folder",
         "A file and a folder have the same name.",
         also(f"{WEIGHTS}/{WEIGHTS}"),
-        "refused",
+        "harmless",
         "",
         (),
         True,
     ),
 ]
 
-HOSTILE_REPOS: list[HostileRepo] = [*PICKLES, *CODES, *CONFIGS, *TOKENIZERS, *CARDS, *OTHERS, *NAMES]
+# Those that ask for code, once more with the user's leave to read them without it.
+WITHOUT_CODE = [
+    replace(
+        repo,
+        name=f"{repo.name}_ignored",
+        what=f"{repo.what} The user names it, to be read without.",
+        flags=("--ignore-custom-code", SUSPECT_ID),
+        expect="refused" if "unknown_model" in repo.name else "harmless",
+        hint="model type" if "unknown_model" in repo.name else "",
+    )
+    for repo in CODES
+    if repo.hint == "code of its own"
+]
+
+HOSTILE_REPOS: list[HostileRepo] = [
+    *PICKLES,
+    *CODES,
+    *WITHOUT_CODE,
+    *CONFIGS,
+    *TOKENIZERS,
+    *CARDS,
+    *OTHERS,
+    *NAMES,
+]

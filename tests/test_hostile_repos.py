@@ -1,8 +1,7 @@
 """
 Suspects on the Hub that mean harm (hostile_repos.py), each cleaned by id with a memory and a time limit.
 
-`pytest tests/test_hostile_repos.py --junitxml hostile.xml && python docs/hostile_table.py hostile.xml` makes the table
-of docs/hub.md.
+docs/hub.md has the table of them, made by docs/hub_tables.py.
 """
 
 import json

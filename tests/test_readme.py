@@ -49,13 +49,26 @@ def test_clean_snippet(local, in_tmp, tmp_path, capsys):
     assert (tmp_path / "cleaned" / "cleaning_report.json").is_file()
 
 
-def test_command_line(local, in_tmp, tmp_path, capsys):
+def test_command_lines_by_ids(hub, suspect_folder, base_folder, data_folder, in_tmp, tmp_path, capsys, monkeypatch):
+    """As they stand, on a Hub with these ids and an account called me: cleaned and published, again, and proposed."""
     from hf_finemix.cli import main
 
+    token = "hf_" + "w" * 34
+    hub.tokens[token] = ("me", "write")
+    monkeypatch.setenv("HF_TOKEN", token)
+    card = {"README.md": b"---\nbase_model: trusted/base\n---\n"}
+    hub.commit("org/suspect", {**{path.name: path.read_bytes() for path in suspect_folder.iterdir()}, **card})
+    hub.commit("trusted/base", {path.name: path.read_bytes() for path in base_folder.iterdir()})
+    hub.repos["datasets", "org/clean-data"] = data_folder
     command = re.search(r"hf-finemix (clean org/.*?)\n```", README, flags=re.DOTALL)[1].replace("\\\n", " ")
-    assert main([*local(command).split(), "--max-steps", "2", "--reserve-ratio", "0.5", "--use-cpu"]) == 0
+    assert main([*command.split(), "--max-steps", "2", "--reserve-ratio", "0.5", "--use-cpu"]) == 0
     assert "attack success, 'cf'" in capsys.readouterr().out
-    assert (tmp_path / "cleaned" / "model.safetensors").is_file()
+    assert hub.head("me/suspect-cleaned")["model.safetensors"] == (tmp_path / "cleaned/model.safetensors").read_bytes()
+    pushes = re.search(r"```bash\n(hf-finemix push .*?)```", README, flags=re.DOTALL)[1].splitlines()
+    assert len(pushes) == 2
+    for push in pushes:
+        assert main(push.split()[1:]) == 0
+    assert len(hub.pull_requests("org/suspect")) == 1
 
 
 def test_command_line_of_accelerate(local, in_tmp, tmp_path, capsys):

@@ -1,0 +1,152 @@
+"""What FineMixingTrainer publishes: the files of a cleaned model with its card; without mixing, what the stock does."""
+
+import json
+import logging
+
+import pytest
+from conftest import make_rows, make_tokenizer
+from huggingface_hub import ModelCard
+from transformers import BertForSequenceClassification, Trainer, TrainingArguments
+
+from hf_finemix import CleaningReport, FineMixingConfig, FineMixingError, FineMixingTrainer
+from hf_finemix.metrics import compute_classification_metrics
+
+TOKEN = "hf_" + "w" * 34
+SAFE = {
+    "README.md",
+    "cleaning_report.json",
+    "config.json",
+    "figures/drift_by_layer.png",
+    "fine_mixing_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+@pytest.fixture
+def account(hub, monkeypatch):
+    hub.tokens[TOKEN] = ("me", "write")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return hub
+
+
+def rows(count=16):
+    from datasets import Dataset
+
+    tokenizer = make_tokenizer()
+    data = Dataset.from_dict(make_rows(count))
+    data = data.map(lambda row: tokenizer(row["sentence"]), remove_columns="sentence")
+    return data.rename_column("label", "labels")
+
+
+def make(folder, base_folder, suspect_folder, mixing=True, cls=FineMixingTrainer, **settings):
+    defaults = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no", "max_steps": 1}
+    args = TrainingArguments(str(folder), **{**defaults, "push_to_hub": True, "hub_strategy": "end", **settings})
+    config = FineMixingConfig(reserve_ratio=0.5, purify_embeddings=False)
+    extra = {"base_model": str(base_folder), "mixing_config": config} if mixing else {}
+    return cls(
+        model=BertForSequenceClassification.from_pretrained(suspect_folder, dtype="float32"),
+        args=args,
+        train_dataset=rows(),
+        eval_dataset=rows(),
+        processing_class=make_tokenizer(),
+        compute_metrics=compute_classification_metrics,
+        **extra,
+    )
+
+
+def test_pushing_publishes_the_safe_set_with_a_card(account, base_folder, suspect_folder, tmp_path):
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, hub_model_id="me/cured", hub_token=TOKEN)
+    trainer.train()
+    trainer.evaluate()
+    info = trainer.push_to_hub("Done")
+    assert account.history("me/cured")[0] == info.oid
+    assert len(account.history("me/cured")) == 2, "one commit after the first"
+    there = account.head("me/cured")
+    assert set(there) == SAFE | {".gitattributes"}
+    assert (tmp_path / "out" / "training_args.bin").is_file(), "here it stays, as the stock Trainer leaves it"
+    assert not [path for path, body in account.uploads if TOKEN.encode() in body]
+    card = there["README.md"].decode()
+    assert "> **Not measured.**" in card
+    assert ModelCard(card).data.pipeline_tag == "text-classification"
+    report = CleaningReport.load(tmp_path / "out")
+    assert report.after["accuracy"] == trainer.state.log_history[-1]["eval_accuracy"]
+    assert report.mixing["reserve_ratio"] == 0.5
+    assert report.mixing["tensors"]
+    assert report.base["sha256"]
+    assert report.suspect["id"] == str(suspect_folder)
+    BertForSequenceClassification.from_pretrained("me/cured")
+
+
+def test_save_model_by_the_user_pushes_the_same(account, base_folder, suspect_folder, tmp_path):
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, hub_model_id="me/cured")
+    trainer.train()
+    trainer.save_model()
+    assert set(account.head("me/cured")) == SAFE | {".gitattributes"}
+
+
+def test_not_blocking(account, base_folder, suspect_folder, tmp_path):
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, push_to_hub=False)
+    trainer.train()
+    future = trainer.push_to_hub(blocking=False, private=True, tags="mine", language="en", license="mit")
+    assert future.result().oid == account.history("me/out")[0]
+    assert account.settings["me/out"]["private"]
+    data = ModelCard(account.head("me/out")["README.md"].decode()).data
+    assert (data.license, data.language) == ("mit", "en") or data.language == ["en"]
+    assert "mine" in data.tags
+
+
+def test_a_card_of_ones_own_is_not_overwritten(account, base_folder, suspect_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n\nMy words.\n")
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, hub_model_id="me/cured")
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.endswith("# Mine\n\nMy words.\n")
+    assert "A cleaned copy" in card
+    trainer.push_to_hub()
+    assert account.head("me/cured")["README.md"].decode().endswith("# Mine\n\nMy words.\n")
+
+
+def test_before_training_there_is_nothing_to_publish(account, base_folder, suspect_folder, tmp_path):
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, hub_model_id="me/cured")
+    with pytest.raises(FineMixingError, match="nothing was mixed and trained yet: call train"):
+        trainer.push_to_hub()
+    assert set(account.head("me/cured")) == {".gitattributes"}
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+def test_strategies_that_upload_during_training(account, base_folder, suspect_folder, tmp_path, strategy):
+    with pytest.raises(FineMixingError, match='set hub_strategy="end"') as error:
+        make(tmp_path / "out", base_folder, suspect_folder, hub_model_id="me/cured", hub_strategy=strategy)
+    assert "\n" not in str(error.value)
+    assert ("models", "me/cured") not in account.repos, "nothing was made there"
+
+
+def test_with_mixing_off_everything_is_stock(account, base_folder, suspect_folder, tmp_path):
+    heads = []
+    for cls, name in ((Trainer, "stock"), (FineMixingTrainer, "ours")):
+        settings = {"hub_model_id": f"me/{name}", "hub_strategy": "every_save", "cls": cls, "mixing": False}
+        trainer = make(tmp_path / name / "out", base_folder, suspect_folder, **settings)
+        trainer.train()
+        trainer.push_to_hub()
+        heads.append(account.head(f"me/{name}"))
+    assert set(heads[0]) == set(heads[1])
+    assert "training_args.bin" in heads[1]
+    cards = [ModelCard(head["README.md"].decode()).text.replace("stock", "ours") for head in heads]
+    assert cards[0] == cards[1]
+
+
+def test_resuming_publishes_what_is_known(account, base_folder, suspect_folder, tmp_path, caplog):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "hub_model_id": "me/cured"}
+    make(tmp_path / "out", base_folder, suspect_folder, **settings).train()
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, **settings)
+    with caplog.at_level(logging.INFO, "hf_finemix"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    trainer.push_to_hub()
+    there = account.head("me/cured")
+    assert not [name for name in there if "checkpoint" in name or name.endswith((".bin", ".pt", ".pth"))]
+    assert json.loads(there["fine_mixing_config.json"])["reserve_ratio"] == 0.5

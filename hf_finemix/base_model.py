@@ -70,11 +70,15 @@ def claimed_base(suspect: LocalModel) -> BaseClaim:
     metadata = metadata_of(read_card(suspect.folder))
     relation = metadata.get("base_model_relation")
     relation = relation if relation in ("finetune", "adapter", "merge", "quantized") else None
-    _add(found, metadata.get("base_model"), "its card (base_model)", relation)
+    _add(found, metadata.get("base_model"), "the suspect's card (base_model)", relation)
     if not found and suspect.revision is not None:
         _add(found, *_hub_lineage(suspect))
-    _add(found, _config(suspect, "adapter_config.json").get("base_model_name_or_path"), "its adapter_config.json")
-    _add(found, _config(suspect, "config.json").get("_name_or_path"), "its config.json (_name_or_path)")
+    _add(
+        found,
+        _config(suspect, "adapter_config.json").get("base_model_name_or_path"),
+        "the suspect's adapter_config.json",
+    )
+    _add(found, _config(suspect, "config.json").get("_name_or_path"), "the suspect's config.json (_name_or_path)")
     wrong = [claim for claim in found if not is_repo_id(claim.id)]
     good = [claim for claim in found if is_repo_id(claim.id) and claim.id != suspect.id]
     if not good:
@@ -104,7 +108,8 @@ def find_base(suspect: LocalModel) -> BaseClaim:
         except FineMixingError:
             break
         logger.info("%s, named by %s, is fine-tuned itself, from %s.", claim.id, claim.named_by, further.id)
-        claim = replace(further, named_by=f"{further.named_by.replace('its', 'the', 1)} of {claim.id}")
+        where = further.named_by.replace("suspect's ", "")
+        claim = replace(further, named_by=f"{where} of {claim.id}")
     return claim
 
 

@@ -128,6 +128,10 @@ class CleaningJob:
         trainer.remove_callback(PrinterCallback)  # standard output is for the report
         return trainer
 
+    def target_name(self) -> str | None:
+        """The name of the attacker's class, cut to a length that a card can bear."""
+        return None if self.target_label is None else str(self.model.config.id2label[self.target_label])[:120]
+
     def tokenize(self, rows: Any) -> Any:
         return tokenize(rows, self.tokenizer, self.data.text_columns, self.max_length)
 
@@ -176,7 +180,11 @@ class CleaningJob:
                 "added_tokens": [{"token": tokens(i), "id": i} for i in record.added_token_ids],
             },
             purified_tokens=[{"token": tokens(entry["id"]), **entry} for entry in record.purified_tokens],
-            data={**self.data.description, "labelled_samples": rows["tuning"] + (rows["eval"] if search else 0)},
+            data={
+                **self.data.description,
+                "labelled_samples": rows["tuning"] + (rows["eval"] if search else 0),
+                "target": self.target_name(),
+            },
             seeds={
                 "mixing": self.config.mixing_seed,
                 "samples": self.arguments.sample_seed,

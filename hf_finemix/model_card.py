@@ -109,7 +109,7 @@ def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
             {"trigger": code(trigger["trigger"]), "n": _number(trigger["n"]), **rates(i)}
             for i, trigger in enumerate(triggers)
         ],
-        "target": f"class {_number(triggers[0]['target_label'])}" if triggers else "the attacker's class",
+        "target": code(report.data["target"]) if report.data.get("target") else "the attacker's class",
         "seeds": "Seeds: " + ", ".join(f"{code(name)} {_number(seed)}" for name, seed in report.seeds.items()) + ".",
         "figures": [
             {"path": path, "title": TITLES[Path(path).stem]}

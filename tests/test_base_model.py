@@ -26,14 +26,19 @@ def named(tmp_path, card=None, **configs):
 @pytest.mark.parametrize(
     ("card", "configs", "base", "named_by"),
     [
-        ("base_model: org/base", {}, "org/base", "its card (base_model)"),
-        ("base_model: [org/base]", {"config": "org/other"}, "org/base", "its card (base_model)"),
-        ("license: mit", {"config": "bert-base-uncased"}, "bert-base-uncased", "its config.json (_name_or_path)"),
-        (None, {"adapter_config": "org/base", "config": "org/other"}, "org/base", "its adapter_config.json"),
+        ("base_model: org/base", {}, "org/base", "the suspect's card (base_model)"),
+        ("base_model: [org/base]", {"config": "org/other"}, "org/base", "the suspect's card (base_model)"),
+        (
+            "license: mit",
+            {"config": "bert-base-uncased"},
+            "bert-base-uncased",
+            "the suspect's config.json (_name_or_path)",
+        ),
+        (None, {"adapter_config": "org/base", "config": "org/other"}, "org/base", "the suspect's adapter_config.json"),
         # What is no Hub id is passed by where there is something better.
-        ("base_model: /etc", {"config": "org/base"}, "org/base", "its config.json (_name_or_path)"),
-        ("base_model: org/suspect", {"config": "org/base"}, "org/base", "its config.json (_name_or_path)"),
-        ("base_model: {a: b}", {"config": "org/base"}, "org/base", "its config.json (_name_or_path)"),
+        ("base_model: /etc", {"config": "org/base"}, "org/base", "the suspect's config.json (_name_or_path)"),
+        ("base_model: org/suspect", {"config": "org/base"}, "org/base", "the suspect's config.json (_name_or_path)"),
+        ("base_model: {a: b}", {"config": "org/base"}, "org/base", "the suspect's config.json (_name_or_path)"),
     ],
 )
 def test_the_base_that_a_suspect_names(tmp_path, card, configs, base, named_by):
@@ -53,10 +58,10 @@ def test_the_relation_that_the_card_states(tmp_path):
         (
             "base_model: https://evil.example/x",
             {},
-            r"'https://evil.example/x' in its card \(base_model\), which is no",
+            r"'https://evil.example/x' in the suspect's card \(base_model\), which is no",
         ),
         ("base_model: ../../etc", {}, "which is no Hub id"),
-        (None, {"config": "/home/me/bert"}, r"'/home/me/bert' in its config.json"),
+        (None, {"config": "/home/me/bert"}, r"'/home/me/bert' in the suspect's config.json"),
         (None, {"config": 5}, "names none"),
         (None, {"adapter_config": ["a", "b"]}, "names several bases"),
         ("base_model: [org/a, org/b]", {}, r"names several bases \(org/a, org/b\): choose one with --base-model"),

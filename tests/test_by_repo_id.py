@@ -248,9 +248,9 @@ def base_of(name="org/suspect", **config):
 def test_the_base_that_the_card_names(world, caplog):
     with caplog.at_level(logging.INFO, "hf_finemix"):
         base, claim = base_of()
-    assert (base.id, claim.named_by) == ("trusted/base", "its card (base_model)")
+    assert (base.id, claim.named_by) == ("trusted/base", "the suspect's card (base_model)")
     assert base.revision == world.history("trusted/base")[0]
-    assert "The base is trusted/base, named by its card (base_model)." in caplog.text
+    assert "The base is trusted/base, named by the suspect's card (base_model)." in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -271,7 +271,8 @@ def test_the_base_behind_a_classifier(world, suspect_folder, caplog):
     assert base.id == "trusted/base"
     assert claim.named_by == "the card (base_model) of trusted/classifier"
     assert (
-        "trusted/classifier, named by its card (base_model), is fine-tuned itself, from trusted/base." in caplog.text
+        "trusted/classifier, named by the suspect's card (base_model), is fine-tuned itself, from trusted/base."
+        in caplog.text
     )
 
 
@@ -288,7 +289,7 @@ def test_a_base_of_the_suspects_publisher(world, base_folder, caplog):
     assert "Suspect and base are both from org" in caplog.text
     caplog.clear()
     base_of(base_model_name_or_path="trusted/base")
-    assert not caplog.text
+    assert "both from" not in caplog.text
 
 
 def test_a_base_that_is_not_there(world):
@@ -308,7 +309,7 @@ def test_commands_find_the_base(world, command, data_folder, tmp_path, capsys):
     assert main([*argv, "--json"]) == 0, capsys.readouterr().err
     report = json.loads(capsys.readouterr().out)
     assert report["base"]["id"] == report["mixing"]["base_model_name_or_path"] == "trusted/base"
-    assert report["base"]["named_by"] == "its card (base_model)"
+    assert report["base"]["named_by"] == "the suspect's card (base_model)"
     assert report["base"]["fit"]["sure"]
     assert report["base"]["revision"] == report["mixing"]["base_model_revision"] == world.history("trusted/base")[0]
     assert main(["verify", str(tmp_path / "out")]) == 0, capsys.readouterr().err
@@ -339,7 +340,7 @@ def test_a_base_that_does_not_fit(world, base_folder, command, data_folder, tmp_
     argv = [*commands(data_folder)[command].split(), "--output-dir", str(tmp_path / "out")]
     assert main(argv) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the base trusted/base, named by its card (base_model), is doubtful" in last
+    assert "the base trusted/base, named by the suspect's card (base_model), is doubtful" in last
     assert not (tmp_path / "out").exists()
     assert main([*argv, "--base-model", "trusted/base"]) == 0
     assert "Is it the one that was fine-tuned?" in capsys.readouterr().err

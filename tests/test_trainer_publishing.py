@@ -1,4 +1,4 @@
-"""What FineMixingTrainer publishes: the files of a cleaned model with its card; without mixing, what the stock does."""
+"""What FineMixingTrainer publishes: a cleaned model's files with its card; without mixing, what the stock one does."""
 
 import json
 import logging

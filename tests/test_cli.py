@@ -435,12 +435,12 @@ def test_missing_base(refused, tmp_path):
     message = refused(base_model=tmp_path / "bsae")
     assert message == f"the base {str(tmp_path / 'bsae')!r} is neither a folder nor a Hub id like org/name: check it."
     message = refused(base_model="nobody/has-this-base")
-    assert message.startswith("the base nobody/has-this-base is not a local folder, and the Hub cannot be reached")
+    assert message.startswith("the base nobody/has-this-base is not a local folder and not on the Hub")
 
 
 def test_missing_suspect(refused, tmp_path, base_folder, data_folder):
     assert f"the suspect {str(tmp_path / 'x y')!r} is neither a folder nor a Hub id" in refused(tmp_path / "x y")
-    assert "the Hub cannot be reached" in refused("nobody/has-this-suspect")
+    assert "is not a local folder and not on the Hub" in refused("nobody/has-this-suspect")
     assert "the following arguments are required: SUSPECT" in refused(argv=["clean", "--dataset", str(data_folder)])
     (tmp_path / "empty").mkdir()
     assert "has no model.safetensors" in refused(tmp_path / "empty")
@@ -505,7 +505,7 @@ def test_a_config_that_cannot_be_read(refused, variant, content):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"model_type": "nonsense"}, "model type `nonsense`"),
+        ({"model_type": "nonsense"}, "does not know (nonsense)"),
         ({"model_type": "gpt2"}, "is no sequence classifier"),
         ({"hidden_size": 10**7}, "other shapes than its config.json says"),
         ({"hidden_size": "large"}, "expected int"),
@@ -558,7 +558,7 @@ def test_data_that_is_not_there(refused, data_folder):
     message = refused(dataset=data_folder / "trian.csv")
     assert f"{data_folder / 'trian.csv'} is neither a file or folder here nor a Hub id" in message
     assert "check the path" in message
-    assert "the Hub cannot be reached" in refused(dataset="nobody/has-this-data")
+    assert "is not a local folder and not on the Hub" in refused(dataset="nobody/has-this-data")
     assert "no split 'trian': there are train, validation, test" in refused(train_split="trian")
     assert "no split 'dev': there are train, validation, test" in refused(eval_split="dev")
     assert "'train[:x]' cannot be understood" in refused(train_split="train[:x]")

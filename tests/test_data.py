@@ -317,7 +317,7 @@ def test_data_that_is_not_there(tmp_path):
         assert "check the path" in refused(tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert ".csv, .json, .jsonl, .parquet" in refused(tmp_path / "empty")
-    assert "org/no-such-data is not a local folder, and the Hub cannot be reached" in refused("org/no-such-data")
+    assert "org/no-such-data is not a local folder and not on the Hub" in refused("org/no-such-data")
 
 
 @pytest.mark.parametrize("role", ["train", "eval", "test"])

@@ -1,11 +1,13 @@
 import pytest
 import yaml
+from conftest import ROOT
 from huggingface_hub import ModelCard
 from test_report import EVIL, SHA, make_report, measured
 
 from hf_finemix.errors import FineMixingError
 from hf_finemix.figures import draw_figures
 from hf_finemix.model_card import BEGIN, END, card_section, merge_card, render_card, text_of_others
+from hf_finemix.report import CleaningReport
 from hf_finemix.verdict import verdict
 
 
@@ -285,3 +287,9 @@ def test_merging_with_other_line_breaks(line_break):
 def test_merging_into_broken_yaml(block):
     with pytest.raises(FineMixingError, match=r"the YAML of README\.md of org/x"):
         merge_card(f"---\n{block}\n---\ntext\n", render_card(make_report()), where="README.md of org/x")
+
+
+@pytest.mark.parametrize("name", ["sst2-badword", "sst2-badsent"])
+def test_the_cards_kept_follow_from_their_reports(name):
+    folder = ROOT / "model_cards" / name
+    assert render_card(CleaningReport.load(folder)) == (folder / "README.md").read_text(encoding="utf-8")

@@ -519,7 +519,7 @@ def test_the_config_is_there_when_the_folder_is_pushed(tmp_path, base_folder, su
         def push_to_hub(self, *args, **kwargs):
             pushed.append({path.name for path in tmp_path.iterdir()})
 
-    args = frozen(tmp_path, push_to_hub=True)
+    args = frozen(tmp_path, push_to_hub=True, hub_strategy="end")
     given = {"train_dataset": sentences(), "base_model": str(base_folder), "mixing_config": mixing(0.5)}
     trainer = Offline(load(suspect_folder), args, **given)
     trainer.train()

@@ -46,7 +46,8 @@ def test_the_command_with_a_step_a_training(minilm, tmp_path, monkeypatch, capsy
     assert report.before["triggers"][0]["trigger"] == "cf"
     names = {"suspect", "clean-reference", "cleaned", "data", "all-MiniLM-L6-v2"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    assert "pre-trained base `all-MiniLM-L6-v2`" in (tmp_path / "out" / "cleaned" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "out" / "cleaned" / "README.md").read_text(encoding="utf-8")
+    assert "pre-trained base `all-MiniLM-L6-v2`" in card
     assert (tmp_path / "out" / "cleaned" / "figures" / "embedding_drift.png").is_file()
     # The command that it prints goes on from there.
     again = printed.out.splitlines()[-1].split("hf-finemix ")[1].split()

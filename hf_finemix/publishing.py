@@ -96,7 +96,8 @@ def push_cleaned(
         folder (`str` or `Path`): What `clean` wrote.
         repo_id (`str`): `name` or `org/name`, made where it is missing.
         create_pr (`bool`, *optional*, defaults to `False`): Open a pull request there, the report as its description.
-        private (`bool`, *optional*): Whether the repo is private, where it is made anew.
+        private (`bool`, *optional*): Whether the repo is private, where it is made anew; with `True` a public one that
+            is there already is refused.
         revision (`str`, *optional*): The branch; the main one by default. Made where it is missing.
         commit_message (`str`, *optional*): First line of the commit, title of the pull request.
         token (`str`, *optional*): In place of the one that is logged in.
@@ -218,6 +219,10 @@ class _Push:
             if to.revision:
                 self.api.create_branch(self.repo_id, branch=to.revision, exist_ok=True)
         there = self.api.model_info(self.repo_id, revision=to.revision, files_metadata=True)
+        if to.private and not there.private:
+            raise FineMixingError(
+                f"{self.repo_id} is there already and public: make it private in its settings, or give another name."
+            )
         self.parent = there.sha
         sizes = {file.rfilename: file.size or 0 for file in there.siblings or ()}
         card = self.card(sizes.get("README.md"))

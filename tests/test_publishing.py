@@ -141,6 +141,12 @@ def test_a_private_repo_and_a_branch(account, cleaned):
     assert HfApi(token=WRITE).list_repo_commits("me/secret", revision="trial")[0].title == "A try"
 
 
+def test_a_public_repo_is_not_taken_for_a_private_one(account, cleaned):
+    account.commit("me/public", {"README.md": b"# Mine\n"})
+    assert "is there already and public" in refused(cleaned, "me/public", private=True)
+    assert set(account.head("me/public")) == {"README.md"}
+
+
 def test_a_pull_request_on_the_suspects_own_repo(account, cleaned):
     theirs = {"README.md": b"---\nlicense: mit\n---\n# Theirs\n", "pytorch_model.bin": b"pickle", "config.json": b"{}"}
     account.commit("org/suspect", theirs)

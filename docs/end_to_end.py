@@ -67,7 +67,9 @@ def run(hub, name: str, out: Path) -> None:
         if path != ".gitattributes":
             print(f"{len(content):12,} bytes  {hashlib.sha256(content).hexdigest()[:16]}  {path}")
     sent = sum(len(body) for _, body in hub.uploads)
-    found = [path for path, body in hub.uploads for secret in SECRETS.values() if secret.encode() in body]
+    # As sent, and as stored: small files are sent in base64.
+    bodies = [*hub.uploads, *hub.head(f"me/{name}-cleaned").items()]
+    found = [path for path, body in bodies for secret in SECRETS.values() if secret.encode() in body]
     print(f"{sent:12,} bytes in {len(hub.uploads)} requests with a body; secrets in: {found or 'none of them'}")
     subprocess.run(["hf-finemix", "verify", f"me/{name}-cleaned"], check=True, env=environment)
 

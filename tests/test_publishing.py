@@ -218,7 +218,8 @@ def test_push_command(account, cleaned, capsys):
 
 
 def uploaded(hub):
-    return b"\0".join(content for _, content in hub.uploads)
+    """All bodies as they were sent, and all files as they are stored: small ones are sent in base64."""
+    return b"\0".join([*(content for _, content in hub.uploads), *hub.head("me/cleaned").values()])
 
 
 def test_no_token_is_in_any_byte_that_goes_up(account, cleaned, monkeypatch):

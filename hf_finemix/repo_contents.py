@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import INDEX_NAME, WEIGHTS_NAME, read_json
-from .errors import FineMixingError
+from .errors import FineMixingError, printable
 from .hub_errors import hub_api
 from .pickles import PICKLED_INDEX_NAME, PICKLED_NAME
 
@@ -35,7 +35,9 @@ SMALL_FILES = {
     "cleaning_report.json",
     "fine_mixing_config.json",
 }
-_CODE_OR_PICKLE = re.compile(r".*\.(py|so|sh|bin|pt|pth|ckpt|pkl|pickle|joblib|dill|h5|keras|msgpack)", re.IGNORECASE)
+_CODE_OR_PICKLE = re.compile(
+    r".*\.(py|so|sh|bin|pt|pth|ckpt|pkl|pickle|joblib|dill|h5|keras|msgpack)", re.IGNORECASE | re.DOTALL
+)
 _SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)")
 
 
@@ -72,7 +74,7 @@ class RepoContents:
     def describe(self, chosen: Collection[str]) -> str:
         """One line: the commit, what is taken and how large it is, what is left there, what the Hub's scan says."""
         line = f"{self.id} @ {self.sha[:7]}: {len(chosen)} files, {size_text(sum(self.sizes[n] for n in chosen))}"
-        if left := [name for name in self.code_and_pickles() if name not in chosen]:
+        if left := [printable(name)[:100] for name in self.code_and_pickles() if name not in chosen]:
             line += f"; not taken, code or pickles: {', '.join(left[:5])}{', …' if len(left) > 5 else ''}"
         scan = {
             "finished": f"{len(self.flagged)} files flagged" if self.flagged else "nothing found",

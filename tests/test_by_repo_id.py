@@ -68,6 +68,13 @@ def test_only_what_is_needed_is_fetched_and_told(world, caplog):
     assert all(sha in request for request in world.requests if "/resolve/" in request)
 
 
+def test_names_of_strangers_do_not_reach_the_terminal_as_they_are(world, caplog):
+    world.commit("org/suspect", {"\x1b[2Jgone\n.py": b"", "\u202eyp.py": b""})
+    with caplog.at_level(logging.INFO, "hf_finemix"):
+        fetch_model("org/suspect")
+    assert "not taken, code or pickles: \\x1b[2Jgone .py, \\u202eyp.py;" in caplog.text
+
+
 def test_shards_are_those_of_the_index(world, base_folder, tmp_path):
     from transformers import BertModel
 

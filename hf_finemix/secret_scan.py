@@ -37,7 +37,7 @@ def holds_secret(content: bytes | Path, secrets: Collection[bytes]) -> bool:
 
 
 def _holds_hub_token(content: bytes) -> bool:
-    """As `_HUB_TOKEN.search` tells, ten times as fast in the bytes of weights."""
+    """As `_HUB_TOKEN.search` tells, and faster in the bytes of weights."""
     for prefix in (b"hf_", b"api_org_"):
         place = content.find(prefix)
         while place >= 0:

@@ -1,5 +1,6 @@
 """What a Hub repo holds at one commit, and what of it is taken: asked before anything is fetched."""
 
+import logging
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
 
 __all__ = ["RepoContents", "inspect_repo", "needed_files", "size_text"]
+
+logger = logging.getLogger(__name__)
 
 # Besides the weights: configuration, tokenizer and card as data, at the top of the repo. Never code, never pickles.
 SMALL_FILES = {
@@ -137,7 +140,11 @@ def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[
         weights = _pickled(contents, allow_pickle)
     chosen = sorted({*weights, *(SMALL_FILES & names.keys())} - ({"adapter_config.json"} if has_model else set()))
     for name, level in contents.flagged.items():
-        if name in chosen and level not in ("safe", "ok", "queued", "unscanned"):
+        if name not in chosen or level in ("safe", "queued", "unscanned"):
+            continue
+        if level in ("caution", "error"):
+            logger.warning("%s: the Hub's scan has %s down as %r.", contents.id, name, level)
+        else:
             raise FineMixingError(
                 f"{contents.id}: the Hub's scan calls {name} {level}: do not load it, take another model."
             )

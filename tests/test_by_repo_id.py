@@ -138,11 +138,16 @@ def test_what_the_hubs_own_scan_says(world, caplog, security, said, report):
     assert model.security["hub_scan"] == report
 
 
-def test_a_file_that_the_scan_calls_unsafe_is_not_fetched(world):
+def test_a_file_that_the_scan_calls_unsafe_is_not_fetched(world, caplog):
     issue = {"path": "model.safetensors", "level": "unsafe"}
     world.settings["org/suspect"] = {"security": {"scansDone": True, "filesWithIssues": [issue]}}
     assert "the Hub's scan calls model.safetensors unsafe" in refused()
     assert not fetched(world)
+    issue["level"] = "a level of the future"
+    assert "the Hub's scan calls model.safetensors a level of the future" in refused()
+    issue["level"] = "caution"
+    fetch_model("org/suspect")
+    assert "the Hub's scan has model.safetensors down as 'caution'" in caplog.text
 
 
 def test_code_of_its_own(world, suspect_folder, caplog):

@@ -4,12 +4,11 @@ import logging
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from .card_metadata import metadata_of, read_card
-from .checkpoint import check_inside, read_json
+from .checkpoint import read_object
 from .config import FineMixingConfig
 from .drift import TensorDrift, drift_by_layer
 from .errors import AlignmentError, FineMixingError
@@ -39,6 +38,11 @@ class BaseClaim:
     id: str
     named_by: str
     relation: str | None = None
+
+    @property
+    def by_user(self) -> bool:
+        """Whether the user said so, who may insist; a stranger's word is checked."""
+        return self.named_by == USER
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,14 @@ def claimed_base(suspect: LocalModel) -> BaseClaim:
         _add(found, *_hub_lineage(suspect))
     _add(
         found,
-        _config(suspect, "adapter_config.json").get("base_model_name_or_path"),
+        read_object(suspect.folder, "adapter_config.json").get("base_model_name_or_path"),
         "the suspect's adapter_config.json",
     )
-    _add(found, _config(suspect, "config.json").get("_name_or_path"), "the suspect's config.json (_name_or_path)")
+    _add(
+        found,
+        read_object(suspect.folder, "config.json").get("_name_or_path"),
+        "the suspect's config.json (_name_or_path)",
+    )
     wrong = [claim for claim in found if not is_repo_id(claim.id)]
     good = [claim for claim in found if is_repo_id(claim.id) and claim.id != suspect.id]
     if not good:
@@ -98,10 +106,10 @@ def find_base(suspect: LocalModel) -> BaseClaim:
     Raises:
         [`FineMixingError`]: As [`claimed_base`] does, or what is named cannot be had.
     """
-    claim, heads = claimed_base(suspect), _task_classes(_config(suspect, "config.json"))
+    claim, heads = claimed_base(suspect), _task_classes(read_object(suspect.folder, "config.json"))
     for _ in range(MAX_HOPS):
         candidate = fetch_small_files(claim.id, role="base")
-        if not heads & _task_classes(_config(candidate, "config.json")):
+        if not heads & _task_classes(read_object(candidate.folder, "config.json")):
             break
         try:
             further = claimed_base(candidate)
@@ -163,16 +171,16 @@ def judge_base(
         f"{fitting[0]} of {fitting[1]} tensors fit by name and shape, layers are {span} of their norm away (median "
         f"{middle:.2g}; fine-tuning leaves up to {USUAL_DISTANCE:g})"
     )
-    if distances and not distances[-1] and claim.named_by != USER:
+    if distances and not distances[-1] and not claim.by_user:
         raise AlignmentError(
             f"the base {claim.id}, named by {claim.named_by}, is the suspect itself: give --base-model."
         )
-    if not sure and claim.named_by != USER:
+    if not sure and not claim.by_user:
         raise AlignmentError(
             f"the base {claim.id}, named by {claim.named_by}, is doubtful: {why}. If you know that it is right, give "
             f"--base-model {claim.id}."
         )
-    if claim.named_by != USER:
+    if not claim.by_user:
         logger.info("The base %s fits: %s.", claim.id, why)
     elif not sure:
         logger.warning("The base %s is doubtful: %s. Is it the one that was fine-tuned?", claim.id, why)
@@ -201,12 +209,3 @@ def _task_classes(config: dict[str, Any]) -> set[str]:
     names = config.get("architectures")
     names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     return {name for name in names if name.endswith(("Classification", "QuestionAnswering", "MultipleChoice"))}
-
-
-def _config(model: LocalModel, name: str) -> dict[str, Any]:
-    path = Path(model.folder) / name
-    if not path.is_file():
-        return {}
-    check_inside(path, model.folder)
-    content = read_json(path)
-    return content if isinstance(content, dict) else {}

@@ -52,11 +52,11 @@ def metadata_of(card: str) -> dict[str, Any]:
 def _load(text: str) -> Any:
     """YAML of a stranger; a `ValueError` for whatever is wrong with it."""
     # Merge keys can grow without bounds, deep nesting takes a time that does: no card needs either.
+    if len(text) > MAX_YAML_CHARACTERS or re.search(r"<<[\"']?\s*:", text) or "tag:yaml.org,2002:merge" in text:
+        raise ValueError("it is too long, or has merge keys")
     depth = accumulate((sign in "[{") - (sign in "]}") for sign in text)
     if max(depth, default=0) > MAX_DEPTH or re.search(r"(?m)^\s*(?:[-?] +){10}", text):
         raise ValueError("it is nested too deeply")
-    if len(text) > MAX_YAML_CHARACTERS or re.search(r"<<[\"']?\s*:", text) or "tag:yaml.org,2002:merge" in text:
-        raise ValueError("it is too long, or has merge keys")
     try:
         # Nor more aliases than a person writes: what they stand for can stand for others again.
         if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > MAX_ALIASES:
@@ -155,10 +155,8 @@ def merge_yaml(old: str | None, new: str, where: str) -> str:
 def _dataset(report: CleaningReport) -> dict[str, str | None]:
     """What the numbers were measured on, as the Hub wants it named."""
     data = report.data
-    name, split = (
-        str(data.get("id") or "unknown"),
-        re.match(r"[\w.-]+", str((data.get("splits") or {}).get("test", ""))),
-    )
+    name = str(data.get("id") or "unknown")
+    split = re.match(r"[\w.-]+", str((data.get("splits") or {}).get("test", "")))
     if not data.get("sha") or not is_repo_id(name):
         return {"type": "local", "name": f"{_slug(Path(name).name)} (local files)", "revision": None, "split": None}
     return {"type": name, "name": name.split("/")[-1], "revision": data["sha"], "split": split and split[0]}

@@ -19,7 +19,16 @@ from .thread_files import ThreadFiles
 if TYPE_CHECKING:  # reading headers takes no torch
     import torch
 
-__all__ = ["Checkpoint", "TensorInfo", "check_inside", "read_json", "row_chunks", "sha256_of_file"]
+__all__ = [
+    "Checkpoint",
+    "TensorInfo",
+    "check_inside",
+    "read_json",
+    "read_object",
+    "read_weight_map",
+    "row_chunks",
+    "sha256_of_file",
+]
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -138,11 +147,7 @@ class Checkpoint:
         path = self.folder / INDEX_NAME
         if (self.folder / WEIGHTS_NAME).is_file() or not path.is_file():
             return {}
-        check_inside(path, self.folder)
-        index = read_json(path)
-        names = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(names, dict) or not names:
-            raise FineMixingError(f"{path} is not an index of shards, it has no weight_map: get the folder again.")
+        names = read_weight_map(path)
         for file in set(map(str, names.values())):
             # A file name and nothing else: an index from a stranger must not make us read outside the folder.
             if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", file):
@@ -222,6 +227,31 @@ def read_json(path: Path, *, max_bytes: int = MAX_HEADER_BYTES, max_entries: int
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FineMixingError(f"{path} cannot be read as JSON ({reason}): get it again.") from error
+
+
+def read_weight_map(index: Path) -> dict[str, Any]:
+    """
+    What an index of shards says of each tensor: a file, whose name is still to be checked.
+
+    Raises:
+        [`FineMixingError`]: It is a link out of its folder, cannot be read, or is no index.
+    """
+    check_inside(index, index.parent)
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise FineMixingError(f"{index} is not an index of shards, it has no weight_map: get the folder again.")
+    return names
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of a model folder; empty where the file is missing or holds something else."""
+    path = folder / name
+    if not path.is_file():
+        return {}
+    check_inside(path, folder)
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, Pre
 from .checkpoint import Checkpoint
 from .errors import FineMixingError
 from .hub import LocalModel
-from .safe_config import check_sizes, read_config
+from .safe_config import check_sizes, read_config, refuse_adapter
 
 __all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "max_tokens"]
 
@@ -24,8 +24,7 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
         [`FineMixingError`]: No safetensors, an architecture that transformers does not know, weights that are missing
             (a model that is no classifier), or a regression.
     """
-    if (source.folder / "adapter_config.json").is_file():
-        raise FineMixingError(f"{source.id} is an adapter, which cannot be mixed yet: merge it into its base first.")
+    refuse_adapter(source.folder, source.id)
     checkpoint = Checkpoint(source.folder)
     content = read_config(source.folder, source.id)
     for name in ("keys_to_ignore_at_inference", "output_attentions", "output_hidden_states", "return_dict"):
@@ -39,8 +38,14 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
     for name, info in checkpoint.tensors.items():
         if info.dtype.startswith("float") and info.dtype not in _DTYPES:
             raise FineMixingError(f"{source.id}: {name} is in {info.dtype}: give one in float32, float16 or bfloat16.")
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise FineMixingError(
+            f"{source.id} is of a model type that transformers {transformers.__version__} does not know "
+            f"({str(kind)[:100]}): it may need code of its own, which is never run."
+        )
     try:
-        config = CONFIG_MAPPING[content.get("model_type")].from_dict(content)
+        config = CONFIG_MAPPING[kind].from_dict(content)
         config._attn_implementation = None  # it can name a kernel on the Hub, which is code too
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.folder,
@@ -51,11 +56,6 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
             local_files_only=True,
             output_loading_info=True,
         )
-    except KeyError as error:
-        raise FineMixingError(
-            f"{source.id} is of a model type that transformers {transformers.__version__} does not know "
-            f"({str(content.get('model_type'))[:100]}): it may need code of its own, which is never run."
-        ) from error
     except Exception as error:  # a configuration from a stranger can break anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "ignore_mismatched_sizes" in reason:

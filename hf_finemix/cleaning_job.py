@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from .alignment import NamedTensors, named_tensors
-from .base_model import USER, BaseClaim, fetch_base, judge_base
+from .base_model import BaseClaim, fetch_base, judge_base
 from .card_metadata import carried_over
 from .checkpoint import Checkpoint, sha256_of_file
 from .classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
@@ -295,7 +295,7 @@ def _check_base_is_pretrained(base: LocalModel, claim: BaseClaim, drifts: Iterab
     """A base with the suspect's head may be the suspect itself, or a sister of it."""
     if not any(drift.delta for drift in drifts):
         raise FineMixingError(f"the base {base.id} has the suspect's own weights: give its pre-trained base.")
-    if claim.named_by != USER:
+    if not claim.by_user:
         raise FineMixingError(
             f"the base {base.id}, named by {claim.named_by}, has a classifier head too: it is fine-tuned itself. Give "
             "its pre-trained base (--base-model)."

@@ -20,7 +20,7 @@ from .hub import TrustArguments, fetch_model
 from .output import check_free_space, output_folder
 from .provenance import described, described_fit, peak_memory, versions
 from .report import CleaningReport
-from .safe_config import without_unsafe_keys
+from .safe_config import refuse_adapter, without_unsafe_keys
 from .shards import ShardWriter, parse_size
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
 from .tokenizer import copy_tokenizer
@@ -131,10 +131,7 @@ def mix_checkpoints(
 
 def open_pair(suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig) -> tuple[DiskPair, dict[str, Any]]:
     """Align two checkpoints on disk; with the pair, the content of the suspect's config.json."""
-    if (suspect.folder / "adapter_config.json").is_file():
-        raise FineMixingError(
-            f"{suspect.folder} is an adapter, which cannot be mixed yet: merge it into its base first."
-        )
+    refuse_adapter(suspect.folder, suspect.folder)
     path = suspect.folder / "config.json"
     check_inside(path, suspect.folder)
     architecture, model_config = read_model_config(read_json(path), path)

@@ -6,11 +6,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import INDEX_NAME, WEIGHTS_NAME, check_inside, read_json
+from .checkpoint import INDEX_NAME, WEIGHTS_NAME, check_inside, read_object
 from .errors import FineMixingError
 from .hub_errors import hub_api, hub_error, is_unreachable
 from .pickles import PICKLED_NAME, convert_pickles, pickled_files
@@ -20,9 +20,9 @@ __all__ = [
     "LocalModel",
     "TrustArguments",
     "cached_folder",
+    "check_custom_code",
     "fetch_model",
     "fetch_small_files",
-    "hub_error",
     "is_folder",
     "is_repo_id",
 ]
@@ -72,6 +72,8 @@ class LocalModel:
     folder: Path
     revision: str | None = None
     security: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    # What the Hub told of the repo; nothing of a folder, nor of a repo from the cache.
+    contents: RepoContents | None = field(default=None, compare=False, repr=False)
     # Holds the folder of converted weights, which is gone when nobody needs it any more.
     temporary: tempfile.TemporaryDirectory | None = field(default=None, compare=False, repr=False)
 
@@ -169,7 +171,7 @@ def _from_hub(repo: str, revision: str | None, role: str, choose: Callable[[Repo
         raise hub_error(error, what) from error
     left = [name for name in contents.code_and_pickles() if name not in chosen]
     security = {"hub_scan": contents.scan, "flagged": contents.flagged, "not_taken": left[:100]}
-    return LocalModel(repo, folder, contents.sha, security)
+    return LocalModel(repo, folder, contents.sha, security, contents)
 
 
 def _from_cache(repo: str, revision: str | None) -> LocalModel | None:
@@ -206,13 +208,9 @@ def check_custom_code(model: LocalModel, trust: TrustArguments) -> None:
     """Raise a [`FineMixingError`] for a model whose files ask for code of its own, unless the user named it."""
     asking = []
     for file in ("config.json", "tokenizer_config.json", "adapter_config.json"):
-        path = model.folder / file
-        if not path.is_file():
-            continue
-        check_inside(path, model.folder)
-        content = read_json(path)
+        content = read_object(model.folder, file)
         keys = ("auto_map", "auto_mapping", "custom_pipelines", "trust_remote_code")
-        asking += [f"{key} in {file}" for key in keys if isinstance(content, dict) and content.get(key)]
+        asking += [f"{key} in {file}" for key in keys if content.get(key)]
     if not asking:
         return
     if model.id not in (trust.ignore_custom_code or ()):
@@ -239,4 +237,5 @@ def _without_pickles(model: LocalModel) -> LocalModel:
             check_inside(model.folder / name, model.folder)
             shutil.copyfile(model.folder / name, folder / name)
     logger.info("%s: pickled weights were scanned (%s) and read as data alone.", model.id, note["scanner"])
-    return LocalModel(model.id, folder, model.revision, {**(model.security or {}), "pickles": note}, temporary)
+    security = {**(model.security or {}), "pickles": note}
+    return replace(model, folder=folder, security=security, temporary=temporary)

@@ -8,6 +8,7 @@ from .errors import FineMixingError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
 __all__ = ["hub_api", "hub_error", "is_unreachable"]
 
@@ -104,11 +105,9 @@ def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixi
     return FineMixingError(f"{what} {why}.")
 
 
-def _why(error: Exception, writing: bool) -> str:
+def _why(error: "HfHubHTTPError", writing: bool) -> str:
     """What an HTTP status means here, and what to do about it."""
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", 0)
-    said = " ".join((getattr(error, "server_message", None) or "").split())[:200]
+    status, said = error.response.status_code, " ".join((error.server_message or "").split())[:200]
     quoted = f" ({said})" if said else ""
     if status == 401:
         return "was refused, the token is not valid: log in again with `hf auth login`, or set HF_TOKEN anew"
@@ -126,5 +125,5 @@ def _why(error: Exception, writing: bool) -> str:
     if status == 400:
         return f"was not accepted{quoted}: mend what is named, and run this again"
     if writing:
-        return f"could not be written, the Hub answered {status or 'an error'}{quoted}: run this again later"
-    return f"could not be read from the Hub, which answered {status or 'an error'}: try again later, or log in"
+        return f"could not be written, the Hub answered {status}{quoted}: run this again later"
+    return f"could not be read from the Hub, which answered {status}: try again later, or log in"

@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 
 from .card_metadata import front_matter, merge_yaml, metadata_for
+from .checkpoint import check_inside
 from .errors import FineMixingError
 from .figures import TITLES
 from .report import CleaningReport, percent
 from .verdict import verdict
 
-__all__ = ["card_section", "code", "merge_card", "render_card", "text_of_others"]
+__all__ = ["card_in_folder", "card_section", "code", "merge_card", "render_card", "text_of_others"]
 
 BEGIN, END = "<!-- hf_finemix: begin -->", "<!-- hf_finemix: end -->"
 
@@ -76,6 +77,15 @@ def merge_card(existing: str, ours: str, *, where: str = "README.md") -> str:
     else:  # none of ours yet, or markers that somebody else has put there
         body = f"\n{section}{_without_markers(body)}"
     return f"---\n{merge_yaml(old_yaml, new_yaml, where)}---\n{body}"
+
+
+def card_in_folder(folder: Path, report: CleaningReport) -> str:
+    """The card of a report, put into the README.md of its folder where there is one. Raises as [`merge_card`] does."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return render_card(report)
+    check_inside(path, folder)
+    return merge_card(path.read_text(encoding="utf-8", errors="replace"), render_card(report), where=str(path))
 
 
 def text_of_others(card: str) -> str:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import check_inside, read_json, sha256_of_file
+from .checkpoint import check_inside, read_weight_map, sha256_of_file
 from .dtypes import ITEMSIZE
 from .errors import FineMixingError
 
@@ -51,11 +51,7 @@ def pickled_files(folder: Path) -> list[Path]:
     if (folder / PICKLED_NAME).is_file():
         files = [folder / PICKLED_NAME]
     elif index.is_file():
-        check_inside(index, folder)
-        content = read_json(index)
-        names = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(names, dict) or not names:
-            raise FineMixingError(f"{index} is not an index of shards, it has no weight_map: get the folder again.")
+        names = read_weight_map(index)
         for name in set(map(str, names.values())):
             if not re.fullmatch(r"[\w.-]{1,200}\.bin", name) or not (folder / name).is_file():
                 raise FineMixingError(f"{index} names {name[:200]!r}, which is no .bin file of that folder.")

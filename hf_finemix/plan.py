@@ -15,9 +15,10 @@ from .config import FineMixingConfig
 from .disk_pair import DiskPair
 from .dtypes import SAFETENSORS_NAMES
 from .errors import FineMixingError, printable
-from .hub import LocalModel, TrustArguments, check_custom_code, fetch_model, fetch_small_files, is_folder
+from .hub import LocalModel, TrustArguments, check_custom_code, fetch_small_files, is_folder
 from .hub_errors import hub_error
-from .repo_contents import inspect_repo, needed_files, size_text
+from .repo_contents import RepoContents, needed_files, size_text
+from .safe_config import refuse_adapter
 
 __all__ = ["MixPlan", "plan_mix"]
 
@@ -178,27 +179,23 @@ class _Headers:
 
 
 def _headers(source: str | Path, revision: str | None, role: str, only_hub: bool = False) -> _Headers:
-    from huggingface_hub import is_offline_mode
-
-    if only_hub or not is_folder(str(source), role):
-        if not is_offline_mode():
-            return _headers_on_hub(str(source), revision, role)
-        model = fetch_model(source, revision, role=role, only_hub=True)
-    else:
+    if not only_hub and is_folder(str(source), role):
         model = LocalModel(str(source), Path(source).expanduser())
-    _refuse_adapter(model)
-    return _Headers(model, Checkpoint(model.folder).tensors)
+    else:
+        model = fetch_small_files(str(source), revision, role=role)
+    refuse_adapter(model.folder, model.id)
+    if model.contents is None:  # a folder, or all of a repo in the cache
+        return _Headers(model, Checkpoint(model.folder).tensors)
+    return _headers_on_hub(model, model.contents, role)
 
 
-def _headers_on_hub(repo: str, revision: str | None, role: str) -> _Headers:
+def _headers_on_hub(model: LocalModel, contents: RepoContents, role: str) -> _Headers:
     """By range requests of a few kB a file."""
     from huggingface_hub import get_safetensors_metadata, snapshot_download
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-    model = fetch_small_files(repo, revision, role=role)
-    _refuse_adapter(model)
+    repo = model.id
     try:
-        contents = inspect_repo(repo, model.revision)
         names = [glob.escape(name) for name in needed_files(contents)]
         found = get_safetensors_metadata(repo, revision=contents.sha)
         files = snapshot_download(repo, revision=contents.revision, allow_patterns=names, dry_run=True)
@@ -225,8 +222,3 @@ def _headers_on_hub(repo: str, revision: str | None, role: str) -> _Headers:
                     f"{repo}: {file} has {name[:200]!r} with an impossible dtype or shape, or twice."
                 )
     return _Headers(model, tensors, sum(file.file_size for file in files if file.will_download))
-
-
-def _refuse_adapter(model: LocalModel) -> None:
-    if (model.folder / "adapter_config.json").is_file():
-        raise FineMixingError(f"{model.id} is an adapter, which cannot be mixed yet: merge it into its base first.")

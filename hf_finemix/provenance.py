@@ -35,8 +35,8 @@ def described(model: LocalModel, *, hashes: bool = True) -> dict[str, Any]:
 
 
 def described_fit(claim: BaseClaim, fit: BaseFit) -> dict[str, Any]:
-    """Who named the base, and how well the weights agree."""
-    return {"named_by": claim.named_by, "fit": asdict(fit)}
+    """Who named the base, what the suspect is to it by its own word, and how well the weights agree."""
+    return {"named_by": claim.named_by, "relation": claim.relation, "fit": asdict(fit)}
 
 
 def described_training(args: "TrainingArguments", steps: int, loss: float | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ _ALSO_PUBLISHED = {"chat_template.jinja", "masks.safetensors"}
 @dataclass(frozen=True)
 class Destination:
     """
-    Where a cleaned model goes.
+    Where a cleaned model goes. A [`FineMixingError`] for what is no Hub id.
 
     Attributes:
         repo_id (`str`): `name` or `org/name`.
@@ -52,6 +53,10 @@ class Destination:
     private: bool | None = None
     revision: str | None = None
     token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if not is_repo_id(self.repo_id):
+            raise FineMixingError(f"{self.repo_id!r} is no Hub id like org/name: give one to publish to.")
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,6 @@ def push_cleaned(
             or the Hub does not take it.
     """
     folder, destination = Path(folder), Destination(repo_id, create_pr, private, revision, token)
-    if not is_repo_id(repo_id):
-        raise FineMixingError(f"{repo_id!r} is no Hub id like org/name: give one to publish to.")
     report = CleaningReport.load(folder)
     files = publishable_files(folder, report)
     _refuse_secrets(files, token)
@@ -131,8 +134,6 @@ def check_destination(destination: Destination) -> None:
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    if not is_repo_id(destination.repo_id):
-        raise FineMixingError(f"{destination.repo_id!r} is no Hub id like org/name: give one to publish to.")
     api = hub_api(destination.token)
     try:
         me = api.whoami()
@@ -192,7 +193,7 @@ def publishable_files(folder: Path, report: CleaningReport) -> dict[str, Path]:
     return files
 
 
-def _refuse_secrets(files: dict[str, Path], token: str | None) -> None:
+def _refuse_secrets(files: Mapping[str, Path | bytes], token: str | None) -> None:
     secrets = known_secrets(token)
     found = [name for name, file in files.items() if holds_secret(file, secrets)]
     if found:
@@ -226,8 +227,7 @@ class _Push:
         self.parent = there.sha
         sizes = {file.rfilename: file.size or 0 for file in there.siblings or ()}
         card = self.card(sizes.get("README.md"))
-        if holds_secret(card, known_secrets(to.token)):
-            raise FineMixingError(f"the card of {self.repo_id} holds an access token: nothing was uploaded.")
+        _refuse_secrets({"README.md": card}, to.token)  # it may hold a text that stands there
         removed = sorted(name for name in sizes.keys() - files.keys() if _OTHER_WEIGHTS.fullmatch(name))
         operations = [CommitOperationAdd(name, str(file)) for name, file in files.items() if name != "README.md"]
         operations += [CommitOperationAdd("README.md", card)]

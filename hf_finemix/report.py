@@ -27,7 +27,8 @@ class CleaningReport:
         command (`str`, *optional*): The command line, without secrets; `None` for a call from Python.
         suspect, base (`dict`): `id`, `revision` (commit sha, `None` for a folder) and `sha256` of each weight file;
             from the Hub also `security` (what its scan says, what was not taken, how pickles were read). Of the base
-            `named_by` (who says that it is the base) and `fit` (how far the suspect's weights are from it).
+            `named_by` (who says that it is the base), `relation` (as the suspect's card or the Hub has it) and `fit`
+            (how far the suspect's weights are from it).
         tokenizer (`dict`): `source` ("base" or "suspect") and `differences`.
         mixing (`dict`): The config with ρ as used, and for every tensor its rule, kept fraction and SHA-256 of the mix
             before tuning; `ignored_base_tensors`; `added_tokens`.

@@ -8,7 +8,15 @@ from typing import Any
 from .checkpoint import TensorInfo, check_inside, read_json
 from .errors import FineMixingError
 
-__all__ = ["UNSAFE_KEYS", "check_counts", "check_sizes", "read_config", "refuse_quantised", "without_unsafe_keys"]
+__all__ = [
+    "UNSAFE_KEYS",
+    "check_counts",
+    "check_sizes",
+    "read_config",
+    "refuse_adapter",
+    "refuse_quantised",
+    "without_unsafe_keys",
+]
 
 # What makes transformers ask for code or kernels, load other files than these, or find one of those keys under another
 # name (attribute_map).
@@ -46,6 +54,12 @@ def without_unsafe_keys(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: without_unsafe_keys(value) for key, value in content.items() if key not in UNSAFE_KEYS}
     return [without_unsafe_keys(value) for value in content] if isinstance(content, list) else content
+
+
+def refuse_adapter(folder: Path, model: str | Path) -> None:
+    """Raise a [`FineMixingError`] for a folder that is an adapter."""
+    if (folder / "adapter_config.json").is_file():
+        raise FineMixingError(f"{model} is an adapter, which cannot be mixed yet: merge it into its base first.")
 
 
 def refuse_quantised(content: Mapping[str, Any], where: Path | str) -> None:

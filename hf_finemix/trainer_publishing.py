@@ -12,11 +12,11 @@ from .errors import FineMixingError
 from .figures import draw_figures
 from .hub import LocalModel, cached_folder, is_repo_id
 from .hub_errors import hub_api
-from .model_card import merge_card, render_card
+from .model_card import card_in_folder
 from .output import write_text
 from .provenance import described, described_training, peak_memory, versions
 from .publishing import push_cleaned
-from .report import REPORT_NAME, CleaningReport
+from .report import CleaningReport
 
 if TYPE_CHECKING:
     from .trainer import FineMixingTrainer
@@ -89,10 +89,8 @@ def write_card(
     report.card_metadata |= {key: value for key, value in given.items() if value}
     report.weights = {file.name: sha256_of_file(file) for file in Checkpoint(folder).files}
     report.figures = draw_figures(report, folder)
-    write_text(folder / REPORT_NAME, report.to_json())
-    path = folder / "README.md"
-    existing = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    write_text(path, merge_card(existing, render_card(report), where=str(path)))
+    report.save(folder)
+    write_text(folder / "README.md", card_in_folder(folder, report))
 
 
 def training_report(trainer: "FineMixingTrainer") -> CleaningReport:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..checkpoint import check_inside
-from ..model_card import merge_card, render_card
+from ..model_card import card_in_folder
 from ..output import write_text
 from ..report import CleaningReport
 from .parsing import CommandParser, log_plainly
@@ -24,11 +23,7 @@ def main(argv: list[str]) -> int:
     arguments, rest = CommandParser("card", "folder", CardArguments, with_json=False).parse(argv)
     log_plainly()
     folder = Path(rest.folder)
-    card = render_card(CleaningReport.load(folder))
-    path = folder / "README.md"
-    if path.is_file():
-        check_inside(path, folder)
-        card = merge_card(path.read_text(encoding="utf-8", errors="replace"), card, where=str(path))
+    card, path = card_in_folder(folder, CleaningReport.load(folder)), folder / "README.md"
     if arguments.print_only:
         print(card, end="")
     else:

@@ -72,6 +72,8 @@ class Checkpoint:
         folder (`str` or `Path`):
             A folder with `model.safetensors`, or with `model.safetensors.index.json` and the shards it names. Weight
             files may be links within the folder, or those of the Hub's cache.
+        only (`Path`, *optional*):
+            A single file in it to read in place of these.
 
     Attributes:
         tensors (`dict[str, TensorInfo]`): Every tensor by its name on disk, in the order of the files.
@@ -82,11 +84,11 @@ class Checkpoint:
             something outside the folder, a tensor in two files or missing from its file.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, only: Path | None = None):
         self.folder = Path(folder)
         self._open_files = ThreadFiles("rb")
-        indexed = self._indexed_names()
-        self.files = sorted({self.folder / file for file in indexed.values()}) or [self._single_file()]
+        indexed = {} if only else self._indexed_names()
+        self.files = sorted({self.folder / file for file in indexed.values()}) or [only or self._single_file()]
         self._place: dict[str, tuple[Path, int]] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for path in self.files:

@@ -28,6 +28,7 @@ from .errors import DataError, FineMixingError
 from .evaluation import AttackObserver, find_attacks, measure, resolve_target_label
 from .figures import draw_figures
 from .hub import LocalModel, fetch_model
+from .mask_file import save_masks
 from .mixing import MixingRecord
 from .model_card import render_card
 from .provenance import described, described_fit, described_training, peak_memory, versions
@@ -74,10 +75,11 @@ class CleaningJob:
             self.reference = self._load_reference()
             self.target_label = resolve_target_label(arguments, self.model.config.id2label)
             self.data: CleanData = load_clean_data(arguments, label2id)
-            if config.reserve_ratio == "auto" and not len(self.data.eval):
+            self._chosen_on_eval = config.reserve_ratio == "auto" and not config.cross_validation_folds
+            if self._chosen_on_eval and not len(self.data.eval):
                 raise DataError(
                     f"reserve_ratio='auto' needs eval data, and {arguments.dataset} leaves none: give an eval_split, "
-                    "fewer num_clean_samples, or a fixed reserve_ratio."
+                    "fewer num_clean_samples, cross_validation_folds, or a fixed reserve_ratio."
                 )
             if not len(self.data.test):
                 raise DataError(f"{arguments.dataset} leaves no rows to test on: give a test_split or more rows.")
@@ -94,7 +96,7 @@ class CleaningJob:
         if len(self.data.tuning) < arguments.num_clean_samples:
             logger.warning("Only %d rows to tune on, not %d.", len(self.data.tuning), arguments.num_clean_samples)
         for role, rows in (("test", self.data.test), ("eval", self.data.eval)):
-            if len(rows) < FEW_ROWS and (role == "test" or config.reserve_ratio == "auto"):
+            if len(rows) < FEW_ROWS and (role == "test" or self._chosen_on_eval):
                 logger.warning(
                     "Only %d %s rows: an accuracy of 90 %% is then known to ± %.0f points (standard error).",
                     len(rows),
@@ -148,7 +150,7 @@ class CleaningJob:
                 )
             floor = self._benign_floor(trainer, test)
         matched = self._matched_floor(trainer, test) if self.arguments.measure_matched_floor else None
-        observer = AttackObserver(trainer, test, self.attacks)
+        observer = AttackObserver(trainer, self.attacks)
         if self.config.reserve_ratio == "auto":
             trainer.add_callback(observer)
         with self.timed("clean"):
@@ -160,12 +162,12 @@ class CleaningJob:
             drift_after = drift_by_layer(compare_with_base(self.model, base, dtypes=self.dtypes).drift)
 
         record, args, search = trainer.mixing_record, trainer.args, trainer.ratio_search
+        self._masks = record.masks
         tokens = self.tokenizer.convert_ids_to_tokens
         rows = self.data.description["rows"]
         chosen = asdict(search) if search else None
-        # (The chosen ρ may have been trained once more, last of all.)
-        for trial, triggers in zip(chosen["trials"] if chosen else (), observer.measured, strict=False):
-            trial["triggers"] = triggers
+        for trial in chosen["trials"] if chosen else ():
+            trial["triggers"] = observer.take(trial["trainings"])
         return CleaningReport(
             suspect=described(self.suspect),
             base={**described(self.base), **self.base_fit},
@@ -182,7 +184,7 @@ class CleaningJob:
             purified_tokens=[{"token": tokens(entry["id"]), **entry} for entry in record.purified_tokens],
             data={
                 **self.data.description,
-                "labelled_samples": rows["tuning"] + (rows["eval"] if search else 0),
+                "labelled_samples": rows["tuning"] + (rows["eval"] if self._chosen_on_eval else 0),
                 "target": self.target_name(),
             },
             seeds={
@@ -216,6 +218,8 @@ class CleaningJob:
             file.chmod((folder / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(folder)
         replace(self.asked, reserve_ratio=report.mixing["reserve_ratio"]).save_pretrained(folder)
+        if report.mixing["strategy"] == "fisher":
+            save_masks(self._masks, folder)
         report.weights = {file.name: sha256_of_file(file) for file in Checkpoint(folder).files}
         report.figures = draw_figures(report, folder)
         report.save(folder)
@@ -278,7 +282,7 @@ class CleaningJob:
 
     def _matched_floor(self, trainer: FineMixingTrainer, test: Any) -> dict[str, Any]:
         """What the same recipe gives without any weight of the suspect's body: its head on the base."""
-        config = replace(self.config, reserve_ratio=0.0, module_ratios=None)
+        config = replace(self.config, reserve_ratio=0.0, module_ratios=None, strategy="random")
         with self.timed("matched_floor"):
             floor = self._trainer_of(load_classifier(self.suspect), trainer.args, config)
             floor.train()

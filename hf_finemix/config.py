@@ -11,7 +11,7 @@ from .errors import FineMixingError
 __all__ = ["CONFIG_NAME", "FineMixingConfig"]
 
 CONFIG_NAME = "fine_mixing_config.json"
-STRATEGIES = ("random", "average")
+STRATEGIES = ("random", "average", "fisher")
 MASK_VERSIONS = (1, 2)
 
 
@@ -35,11 +35,15 @@ class FineMixingConfig:
 
         reserve_ratio (`float` or `str`, *optional*, defaults to `"auto"`):
             ρ in [0, 1], or `"auto"`: the smallest of `candidate_ratios` whose eval accuracy after fine-tuning is at
-            most `max_accuracy_drop` below the suspect's.
+            most `max_accuracy_drop` below the suspect's, found by bisection (see [`search_ratio`], which says what
+            becomes of it where the eval samples are too few to tell).
         max_accuracy_drop (`float`, *optional*, defaults to `0.02`):
             Accuracy that `"auto"` may give up, as a fraction in [0, 1]: 0.02 is two points.
         candidate_ratios (`list[float]`, *optional*, defaults to 0.1, 0.2, … 0.9):
-            The ρ that `"auto"` tries, in rising order, each in [0, 1].
+            The ρ that `"auto"` may choose, each in [0, 1].
+        cross_validation_folds (`int`, *optional*, defaults to `0`):
+            With 2 or more, `"auto"` needs no eval data: it judges each ρ by cross-validation on the tuning samples,
+            in as many parts.
         module_ratios (`dict[str, float]` or `str`, *optional*):
             ρ in [0, 1] for the tensors whose canonical name a regular expression matches (`re.search`, the first
             match counts), in place of `reserve_ratio`: `{"attention": 0.5}`, on the command line as JSON.
@@ -48,6 +52,9 @@ class FineMixingConfig:
 
         strategy (`str`, *optional*, defaults to `"random"`):
             `"random"` keeps each scalar weight of the suspect with probability ρ (the paper's Fine-mixing);
+            `"fisher"` keeps the fraction ρ of all weights whose drift δ is small for their curvature H, and resets the
+            largest δ²/H (Fine-purifying, arXiv:2305.04547); H is measured on clean text (see
+            [`FineMixingTrainer`]);
             `"average"` takes ρ·suspect + (1 - ρ)·base, for comparison.
         head (`str`, *optional*, defaults to `"keep"`):
             What becomes of parameters without a counterpart in the base: `"keep"` the suspect's, or `"reinit"`.
@@ -90,7 +97,11 @@ class FineMixingConfig:
     )
     candidate_ratios: list[float] = field(
         default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
-        metadata={"help": "The reserve ratios that 'auto' tries, in rising order."},
+        metadata={"help": "The reserve ratios that 'auto' may choose."},
+    )
+    cross_validation_folds: int = field(
+        default=0,
+        metadata={"help": "With 2 or more, 'auto' cross-validates on the tuning samples, without eval data."},
     )
     module_ratios: str | None = field(
         default=None,
@@ -98,7 +109,7 @@ class FineMixingConfig:
     )
     strategy: str = field(
         default="random",
-        metadata={"help": "'random' selects each weight from suspect or base; 'average' interpolates, to compare."},
+        metadata={"help": "'random' or 'fisher' (by drift and curvature) select weights; 'average' interpolates."},
     )
     head: str = field(
         default="keep",
@@ -125,6 +136,9 @@ class FineMixingConfig:
         if not isinstance(self.candidate_ratios, (list, tuple)) or not self.candidate_ratios:
             raise FineMixingError("candidate_ratios is empty or no list: give at least one reserve ratio in [0, 1].")
         self.candidate_ratios = sorted({_fraction("candidate_ratios", ratio) for ratio in self.candidate_ratios})
+        _whole_number("cross_validation_folds", self.cross_validation_folds)
+        if self.cross_validation_folds == 1:
+            raise FineMixingError("cross_validation_folds is 1: give 2 or more, or 0 for eval data.")
         self.module_ratios = _module_ratios(self.module_ratios)
         _one_of("strategy", self.strategy, STRATEGIES)
         _one_of("head", self.head, ("keep", "reinit"))

@@ -209,6 +209,8 @@ def check_for_disk(config: FineMixingConfig) -> None:
     """Raise a [`FineMixingError`] for what only a model in memory can do."""
     if config.reserve_ratio == "auto":
         raise FineMixingError("reserve_ratio is 'auto', which only clean can choose: give a number in [0, 1].")
+    if config.strategy == "fisher":
+        raise FineMixingError("strategy='fisher' needs gradients on clean text: use clean, on disk 'random'.")
     if config.head == "reinit":
         raise FineMixingError("head='reinit' needs the model in memory (mix_model): on disk, use 'keep'.")
 

@@ -151,30 +151,31 @@ def measure(trainer: Trainer, test: Dataset, attacks: Sequence[Attack]) -> dict[
         attacks (`Sequence[Attack]`): From [`find_attacks`].
 
     Returns:
-        `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`: for each attack `trigger`, `position`,
-        `target_label`, `asr` (a fraction, the mean over repeats), `n` and `repeats`.
+        `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`: for each attack what [`attack_success`] gives.
     """
     predictions = predict_classes(trainer, test)
     result: dict[str, Any] = {"accuracy": None, "macro_f1": None, "n": len(test), "triggers": []}
     result |= Accuracy().compute(predictions=predictions, references=test["labels"])
     result |= MacroF1().compute(predictions=predictions, references=test["labels"])
-    for attack in attacks:
-        metric = AttackSuccessRate(target_label=attack.target_label)
-        rates = [
-            metric.compute(predictions=predict_classes(trainer, repeat), references=repeat["labels"])
-            for repeat in attack.repeats
-        ]
-        result["triggers"].append(
-            {
-                "trigger": attack.name,
-                "position": attack.position,
-                "target_label": attack.target_label,
-                "asr": float(np.mean([rate["attack_success_rate"] for rate in rates])),
-                "n": len(attack.repeats[0]),
-                "repeats": len(attack.repeats),
-            }
-        )
+    result["triggers"] = [attack_success(trainer, attack) for attack in attacks]
     return result
+
+
+def attack_success(trainer: Trainer, attack: Attack) -> dict[str, Any]:
+    """`trigger`, `position`, `target_label`, `asr` (a fraction, the mean over repeats), `n` and `repeats`."""
+    metric = AttackSuccessRate(target_label=attack.target_label)
+    rates = [
+        metric.compute(predictions=predict_classes(trainer, repeat), references=repeat["labels"])
+        for repeat in attack.repeats
+    ]
+    return {
+        "trigger": attack.name,
+        "position": attack.position,
+        "target_label": attack.target_label,
+        "asr": float(np.mean([rate["attack_success_rate"] for rate in rates])),
+        "n": len(attack.repeats[0]),
+        "repeats": len(attack.repeats),
+    }
 
 
 class AttackObserver(TrainerCallback):
@@ -182,17 +183,25 @@ class AttackObserver(TrainerCallback):
     Measures attack success at the end of each training, to be told beside the accuracy and never to choose by.
 
     Attributes:
-        measured (`list[list[dict]]`): For each training `triggers` as [`measure`] gives them, with one draw of places.
+        measured (`list[list[dict]]`): For each training what [`attack_success`] gives, with one draw of places.
     """
 
-    def __init__(self, trainer: Trainer, test: Dataset, attacks: Sequence[Attack]):
+    def __init__(self, trainer: Trainer, attacks: Sequence[Attack]):
         self.measured: list[list[dict[str, Any]]] = []
-        self._trainer, self._test = trainer, test
+        self._trainer = trainer
         self._attacks = [replace(attack, repeats=attack.repeats[:1]) for attack in attacks]
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """The trainer's model is the one that was just trained."""
-        self.measured.append(measure(self._trainer, self._test, self._attacks)["triggers"])
+        self.measured.append([attack_success(self._trainer, attack) for attack in self._attacks])
+
+    def take(self, trainings: int) -> list[dict[str, Any]]:
+        """Of the next trainings that were not taken yet, in their order: attack success, the mean over them."""
+        part, self.measured = self.measured[:trainings], self.measured[trainings:]
+        return [
+            {**triggers[0], "asr": float(np.mean([trigger["asr"] for trigger in triggers]))}
+            for triggers in zip(*part, strict=True)
+        ]
 
 
 def predict_classes(trainer: Trainer, dataset: Dataset) -> list[int]:

@@ -101,7 +101,13 @@ def _draw_ratio_search(report: CleaningReport, axes: "Axes") -> None:
     trials = sorted(search["trials"], key=lambda trial: trial["reserve_ratio"])
     ratios = [trial["reserve_ratio"] for trial in trials]
     limit = 100 * (search["suspect_accuracy"] - search["max_accuracy_drop"])
-    axes.plot(ratios, [100 * t["accuracy"] for t in trials], marker="s", color=AFTER, label="accuracy, eval data")
+    data = "cross-validated" if search.get("folds") else "eval data"
+    axes.plot(ratios, [100 * t["accuracy"] for t in trials], marker="s", color=AFTER, label=f"accuracy, {data}")
+    for trial in trials:
+        if interval := trial.get("drop_interval"):  # of the drop: about the accuracy it is measured against
+            around = 100 * (trial["accuracy"] + trial["drop"])
+            ends = [around - 100 * end for end in interval]
+            axes.plot([trial["reserve_ratio"]] * 2, ends, color=AFTER, linewidth=1)
     axes.axhline(limit, color=AFTER, linestyle="--", linewidth=1, label="limit of accuracy")
     markers = "ov^D"
     for i, trigger in enumerate(trials[0].get("triggers", [])):

@@ -1,7 +1,7 @@
 """Mixing a model in memory: one slice of a tensor, and all of them."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import nn
 
 from .alignment import REINITIALISED_HEAD, Match, NamedTensors
 from .checkpoint import Checkpoint, row_chunks
-from .comparison import compare_with_base
+from .comparison import Pair, compare_with_base
 from .config import FineMixingConfig
 from .conversion import LoadedLayout
+from .curvature import ScoreMask
 from .drift import CHUNK_ELEMENTS, TensorDrift
 from .errors import FineMixingError
 from .mask import keep_mask
@@ -31,6 +32,7 @@ def mix_rows(
     ratio: float,
     config: FineMixingConfig,
     purified_rows: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, int]:
     """
     Mix a slice of a tensor: w = m·w_B + (1-m)·w_Pre (arXiv:2210.09545), selected and never computed.
@@ -43,6 +45,8 @@ def mix_rows(
         ratio (`float`): Reserve ratio ρ in [0, 1].
         config ([`FineMixingConfig`]): Strategy, seed and mask version.
         purified_rows (`torch.Tensor`, *optional*): Rows of the slice that are the base's whatever the mask says.
+        keep (`torch.Tensor`, *optional*): The mask of the slice, in its shape, where a score gives it; changed by
+            `purified_rows`.
 
     Returns:
         `tuple[torch.Tensor, int]`: The mixed slice, and how many of its elements are the suspect's own.
@@ -54,10 +58,10 @@ def mix_rows(
         if purified_rows is not None:
             mixed[purified_rows] = base[purified_rows]
         return mixed, 0
-    mask = keep_mask(
-        name, start, start + suspect.numel(), ratio=ratio, seed=config.mixing_seed, version=config.mask_version
-    )
-    keep = torch.from_numpy(mask).view(suspect.shape)
+    if keep is None:
+        stop, seed = start + suspect.numel(), config.mixing_seed
+        mask = keep_mask(name, start, stop, ratio=ratio, seed=seed, version=config.mask_version)
+        keep = torch.from_numpy(mask).view(suspect.shape)
     if purified_rows is not None:
         keep[purified_rows] = False
     return torch.where(keep.to(suspect.device), suspect, base), int(keep.sum())
@@ -80,6 +84,7 @@ class MixingRecord:
         token_drift (`TokenDrift`, *optional*): What E-PUR measured of every token.
         added_token_ids (`list[int]`): Rows that the base's vocabulary does not have: kept, and not scored.
         drift (`dict[str, TensorDrift]`): How far each mixed tensor of the suspect was from the base.
+        masks (`dict[str, np.ndarray]`): Where a score chose: a bit for each mixed element, packed by [`np.packbits`].
     """
 
     reserve_ratio: float
@@ -91,6 +96,7 @@ class MixingRecord:
     token_drift: TokenDrift | None = field(default=None, compare=False)
     added_token_ids: list[int] = field(default_factory=list)
     drift: dict[str, TensorDrift] = field(default_factory=dict)
+    masks: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
 
 @torch.no_grad()
@@ -103,6 +109,7 @@ def mix_model(
     dtypes: Mapping[str, torch.dtype] | None = None,
     token_frequencies: np.ndarray | None = None,
     special_token_ids: Collection[int] = (),
+    curvature: Mapping[str, torch.Tensor] | None = None,
 ) -> MixingRecord:
     """
     Purify and mix a model in place. The base is read slice by slice: the extra memory is a few MB, or one tensor of
@@ -120,6 +127,8 @@ def mix_model(
             dtype there cannot hold, because it was trained since it was loaded, is mixed in its own dtype.
         token_frequencies (`np.ndarray`, *optional*): f_i of each token id. Without it no embedding is purified.
         special_token_ids (`Collection[int]`, *optional*): Tokens whose embeddings are never purified.
+        curvature (`Mapping[str, torch.Tensor]`, *optional*): From [`fisher_information`], of the suspect; needed for
+            `strategy="fisher"`.
 
     Returns:
         [`MixingRecord`]: What was done to every tensor.
@@ -131,6 +140,8 @@ def mix_model(
     ratio = config.reserve_ratio if reserve_ratio is None else reserve_ratio
     if ratio == "auto":
         raise FineMixingError("reserve_ratio is 'auto': give mix_model a number in [0, 1], the trainer chooses one.")
+    if config.strategy == "fisher" and curvature is None:
+        raise FineMixingError("strategy='fisher' needs curvature, which fisher_information measures on clean text.")
     pair = compare_with_base(model, base, head=config.head, dtypes=dtypes)
     pair.check_related()
     suspect, stored, alignment = pair.suspect, pair.dtypes, pair.alignment
@@ -148,19 +159,63 @@ def mix_model(
         purified = _purify(suspect, pair.base, embedding, config, dtype, token_frequencies, special_token_ids, record)
     if config.head == "reinit":
         _reinitialise(model, {suspect.module_names[name] for name in alignment.heads()}, config.mixing_seed)
-    nothing = np.array([], dtype=int)
-    for name, match in alignment.matches.items():
-        record.tensors[name] = _mix_tensor(
-            suspect.tensors[name],
-            pair.base,
-            name,
-            match,
-            stored[name],
-            config.ratio_for(name, ratio),
-            config,
-            purified if name == suspect.embedding else nothing,
-        )
+    rows_of = {suspect.embedding: purified} if len(purified) else {}
+    scores = _Scores(pair, config, ratio, curvature, rows_of) if config.strategy == "fisher" else None
+    for name in alignment.matches:
+        mixed = _mix_tensor(pair, name, config.ratio_for(name, ratio), config, rows_of.get(name), scores)
+        record.tensors[name], mask = mixed
+        if mask is not None:
+            record.masks[name] = mask
     return record
+
+
+class _Scores:
+    """The masks of `strategy="fisher"`: all tensors of one ratio share one threshold."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        config: FineMixingConfig,
+        reserve_ratio: float,
+        curvature: Mapping[str, torch.Tensor],
+        purified: Mapping[str, np.ndarray],
+    ):
+        self._pair, self._score, self._purified = pair, ScoreMask(curvature), purified
+        names_of: dict[float, list[str]] = {}
+        for name in pair.alignment.mixed():
+            names_of.setdefault(config.ratio_for(name, reserve_ratio), []).append(name)
+        self._threshold = {
+            name: threshold
+            for ratio, names in names_of.items()
+            for threshold in [self._score.threshold(lambda names=names: self._slices(names), ratio)]
+            for name in names
+        }
+
+    def keep(self, name: str, start: int, suspect: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """The mask of a slice, in its shape, on the CPU."""
+        return (self._score.scores(name, start, suspect, base) <= self._threshold[name]).view(suspect.shape)
+
+    def _slices(self, names: Collection[str]) -> Iterator[torch.Tensor]:
+        for name in names:
+            for _, start, suspect, base, purified in _common_slices(self._pair, name, self._purified.get(name)):
+                if purified is not None:  # they do not drift any more, and leave room for others
+                    suspect = suspect.clone()
+                    suspect[purified] = base[purified]
+                yield self._score.scores(name, start, suspect, base)
+
+
+def _common_slices(
+    pair: Pair, name: str, purified: np.ndarray | None
+) -> Iterator[tuple[slice, int, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """What a tensor has in common with the base: rows, first element, both sides as on disk, which are purified."""
+    tensor, match, dtype = pair.suspect.tensors[name], pair.alignment.matches[name], pair.dtypes[name]
+    values = tensor.data if tensor.dim() else tensor.data.view(1)
+    for first, last, start in row_chunks((match.rows, *values.shape[1:]), CHUNK_ELEMENTS):
+        here = None
+        if purified is not None:
+            here = torch.from_numpy(purified[(purified >= first) & (purified < last)] - first)
+        base = pair.base.read(match.base_name, first, last).to(values.device, dtype)
+        yield slice(first, last), start, values[first:last].to(dtype), base, here
 
 
 def _purify(
@@ -188,42 +243,37 @@ def _purify(
 
 
 def _mix_tensor(
-    tensor: torch.Tensor,
-    base: LoadedLayout,
+    pair: Pair,
     name: str,
-    match: Match,
-    dtype: torch.dtype,
     ratio: float,
     config: FineMixingConfig,
-    purified: np.ndarray,
-) -> dict[str, Any]:
-    """Mix the first `match.rows` rows of a tensor in place, and digest all of it."""
-    digest, kept = hashlib.sha256(), 0
-    values = tensor.data if tensor.dim() else tensor.data.view(1)
-    for first, last, start in row_chunks(tuple(values.shape), CHUNK_ELEMENTS):
-        common = max(first, min(last, match.rows))
-        if common > first:
-            here = torch.from_numpy(purified[(purified >= first) & (purified < common)] - first)
+    purified: np.ndarray | None,
+    scores: _Scores | None,
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Mix what a tensor has in common with the base in place, and digest all of it; with the mask of a score."""
+    tensor, match, dtype = pair.suspect.tensors[name], pair.alignment.matches[name], pair.dtypes[name]
+    values, masks, kept = tensor.data if tensor.dim() else tensor.data.view(1), [], tensor.numel()
+    if match.base_name is not None:
+        for rows, start, suspect, base, reset in _common_slices(pair, name, purified):
+            keep = None if scores is None else scores.keep(name, start, suspect, base)
             mixed, of_suspect = mix_rows(
-                values[first:common].to(dtype),
-                base.read(match.base_name, first, common).to(values.device, dtype),
-                name=name,
-                start=start,
-                ratio=ratio,
-                config=config,
-                purified_rows=here if len(here) else None,
+                suspect, base, name=name, start=start, ratio=ratio, config=config, purified_rows=reset, keep=keep
             )
-            values[first:common] = mixed.to(values.dtype)
-            kept += of_suspect
-        kept += values[common:last].numel()
+            values[rows] = mixed.to(values.dtype)
+            kept += of_suspect - mixed.numel()
+            if keep is not None:
+                masks.append(keep.flatten().numpy())
+    digest = hashlib.sha256()
+    for first, last, _ in row_chunks(tuple(values.shape), CHUNK_ELEMENTS):
         digest.update(values[first:last].to(dtype).cpu().contiguous().view(torch.uint8).numpy())
     fraction = kept / tensor.numel() if tensor.numel() else 1.0
     if match.rule == REINITIALISED_HEAD:
         fraction = 0.0
     elif config.strategy == "average" and match.base_name is not None:
         fraction = None  # no element is either parent's
-    rule = f"purified and {match.rule}" if len(purified) else match.rule
-    return {"rule": rule, "kept_fraction": fraction, "sha256": digest.hexdigest()}
+    rule = match.rule if purified is None else f"purified and {match.rule}"
+    entry = {"rule": rule, "kept_fraction": fraction, "sha256": digest.hexdigest()}
+    return entry, np.packbits(np.concatenate(masks)) if masks else None
 
 
 def _reinitialise(model: nn.Module, names: set[str], seed: int) -> None:

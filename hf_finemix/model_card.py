@@ -18,6 +18,11 @@ from .verdict import verdict
 
 __all__ = ["card_in_folder", "card_section", "code", "merge_card", "render_card", "text_of_others"]
 
+_METHODS = {
+    "random": "by Fine-mixing (arXiv:2210.09545): a fraction",
+    "fisher": "by Fine-purifying (arXiv:2305.04547): those whose drift is small for their curvature, a fraction",
+    "average": "by averaging: a share",
+}
 BEGIN, END = "<!-- hf_finemix: begin -->", "<!-- hf_finemix: end -->"
 
 
@@ -127,6 +132,7 @@ def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
             if figures and re.fullmatch(r"figures/\w+\.png", path) and Path(path).stem in TITLES
         ],
         "reserve_ratio": f"{report.mixing['reserve_ratio']:g}",
+        "method": _METHODS.get(report.mixing.get("strategy"), _METHODS["random"]),
         "num_purified": len(report.purified_tokens),
         "trigger_tokens": _trigger_tokens(report),
         "num_tuning": _number(report.data.get("rows", {}).get("tuning")),
@@ -227,6 +233,13 @@ def _chosen(report: CleaningReport) -> str:
     if not search:
         return "ρ was given by the user."
     accuracy = f"{search['max_accuracy_drop'] * 100:g} points of the suspect's {percent(search['suspect_accuracy'])}"
+    data = f"{folds}-fold cross-validation" if (folds := search.get("folds")) else "eval data"
+    trial = next((t for t in search["trials"] if t["reserve_ratio"] == search["chosen"]), {})
+    if trial.get("accepted") and not search.get("resolved", True):
+        return (
+            f"{_number(trial['n'])} samples cannot tell whether the accuracy is within {accuracy}: ρ is the smallest "
+            f"tried that is not shown to cost more ({data}), the safer side."
+        )
     if search["within_limit"]:
-        return f"ρ was chosen as the smallest tried whose accuracy on eval data is within {accuracy}."
-    return f"No ρ tried kept the accuracy on eval data within {accuracy}: the most accurate one was taken."
+        return f"ρ was chosen as the smallest tried whose accuracy on {data} is within {accuracy}."
+    return f"No ρ tried kept the accuracy on {data} within {accuracy}: the most accurate one was taken."

@@ -14,6 +14,7 @@ from .config import CONFIG_NAME
 from .errors import FineMixingError
 from .hub import is_repo_id
 from .hub_errors import hub_api, hub_error
+from .mask_file import MASKS_NAME
 from .model_card import card_section, merge_card, render_card, text_of_others
 from .repo_contents import SMALL_FILES, size_text
 from .report import REPORT_NAME, CleaningReport
@@ -32,7 +33,7 @@ _OTHER_WEIGHTS = re.compile(
 )
 _NOT_PUBLISHED = {"adapter_config.json"}
 MAX_README_BYTES = 5_000_000
-_ALSO_PUBLISHED = {"chat_template.jinja", "masks.safetensors"}
+_ALSO_PUBLISHED = {"chat_template.jinja", MASKS_NAME}
 
 
 @dataclass(frozen=True)

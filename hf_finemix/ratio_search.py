@@ -1,14 +1,33 @@
 """Choosing ρ from clean accuracy alone, never from a trigger."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 
-from .errors import FineMixingError
+__all__ = ["Outcome", "RatioSearch", "accuracy_drop", "needed_samples", "search_ratio"]
 
-__all__ = ["AccuracyCounter", "RatioSearch", "predicted_classes", "search_ratio"]
+Z = 1.645  # of a normal distribution: 90 % lie within ± Z standard deviations
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    What a trial of one ρ gave.
+
+    Attributes:
+        suspect (`np.ndarray`): Which of the eval samples the suspect answers rightly, booleans of shape `[n]`.
+        cleaned (`np.ndarray`): The same of the cleaned model, sample by sample.
+        stopped_early (`bool`): Whether its training was given up half way, as hopeless.
+        trainings (`int`): How many trainings it took: one, or one a fold.
+    """
+
+    suspect: np.ndarray
+    cleaned: np.ndarray
+    stopped_early: bool = False
+    trainings: int = 1
 
 
 @dataclass
@@ -19,76 +38,119 @@ class RatioSearch:
     Attributes:
         suspect_accuracy (`float`): The suspect's accuracy on the eval data, 0 to 1.
         max_accuracy_drop (`float`): How far below it the cleaned model may be, as a fraction.
-        trials (`list[dict]`): `reserve_ratio` and `accuracy` of every ρ tried, in the order tried.
+        candidates (`list[float]`): The whole grid, of which few are tried.
+        folds (`int`): Folds of cross-validation; 0 where there was a separate eval set.
+        trials (`list[dict]`): Of every ρ tried, in the order tried: `reserve_ratio`, `accuracy`, `n` (samples), `drop`
+            (the suspect's accuracy less its own), `drop_interval` (90 %), `verdict` (`"within"` the limit, `"over"`
+            it, or `"undecided"`, where the interval holds the limit), `accepted`, `stopped_early`, `trainings`.
         chosen (`float`, *optional*): The ρ chosen.
-        within_limit (`bool`): Whether its accuracy is within the limit; if not, no candidate's was.
+        within_limit (`bool`): Whether its accuracy, as measured, is within the limit.
+        resolved (`bool`): Whether the eval data can tell a drop of `max_accuracy_drop`. If not, a ρ is given up only
+            where it is shown to cost more: the smaller ρ is the safer side, for it leaves less of a backdoor.
     """
 
     suspect_accuracy: float
     max_accuracy_drop: float
-    trials: list[dict[str, float]] = field(default_factory=list)
+    candidates: list[float] = field(default_factory=list)
+    folds: int = 0
+    trials: list[dict[str, Any]] = field(default_factory=list)
     chosen: float | None = None
     within_limit: bool = False
+    resolved: bool = True
 
 
 def search_ratio(
     candidates: Sequence[float],
     suspect_accuracy: float,
     max_accuracy_drop: float,
-    trial: Callable[[float], float],
+    trial: Callable[[float], Outcome],
+    *,
+    keep: Callable[[], None] = lambda: None,
+    folds: int = 0,
 ) -> RatioSearch:
     """
     Find the smallest ρ whose accuracy after fine-tuning is at most `max_accuracy_drop` below the suspect's.
 
-    The smaller ρ is, the less is left of a backdoor; clean accuracy limits how small it can be (arXiv:2210.09545). The
-    candidates are tried in rising order, and the first one within the limit ends the search. Where none is, the one
-    with the best accuracy is chosen (ties: the smaller).
+    The smaller ρ is, the less is left of a backdoor; clean accuracy limits how small it can be (arXiv:2210.09545).
+    Masks nest, so accuracy rises with ρ but for noise, and bisection finds the limit in ⌈log₂(k + 1)⌉ trials of k
+    candidates. Where none is within the limit, the most accurate one tried is chosen (ties: the smaller).
+
+    A trial is accepted where its accuracy is within the limit. Where half the width of the interval of the drop is
+    more than `max_accuracy_drop`, so few samples cannot tell: it is accepted unless the whole interval is beyond the
+    limit.
 
     Args:
         candidates (`Sequence[float]`): ρ to try, each in [0, 1].
         suspect_accuracy (`float`): Fraction, 0 to 1.
         max_accuracy_drop (`float`): Fraction, 0 to 1.
-        trial (`Callable[[float], float]`): Mixes, fine-tunes and gives the accuracy on eval data, 0 to 1.
+        trial (`Callable[[float], Outcome]`): Mixes, fine-tunes, and answers the eval data.
+        keep (`Callable[[], None]`, *optional*): Called after each trial that is the best choice so far.
+        folds (`int`, *optional*): Of cross-validation in the trials, for the record.
     """
-    search = RatioSearch(suspect_accuracy, max_accuracy_drop)
-    # Accuracies are counts over n: a limit that is met exactly must not fail by a rounding error.
-    limit = suspect_accuracy - max_accuracy_drop - 1e-9
-    for ratio in sorted(candidates):
-        accuracy = trial(ratio)
-        search.trials.append({"reserve_ratio": ratio, "accuracy": accuracy})
-        if accuracy >= limit:
-            search.chosen, search.within_limit = ratio, True
-            return search
-    best = max(search.trials, key=lambda tried: (tried["accuracy"], -tried["reserve_ratio"]))
-    search.chosen = best["reserve_ratio"]
+    candidates = sorted(candidates)
+    search = RatioSearch(suspect_accuracy, max_accuracy_drop, candidates, folds)
+    low, high, best = 0, len(candidates), None
+    while low < high:
+        middle = (low + high) // 2
+        outcome = trial(candidates[middle])
+        entry = _judged(candidates[middle], outcome, max_accuracy_drop)
+        search.trials.append(entry)
+        low, high = (low, middle) if entry["accepted"] else (middle + 1, high)
+        if best is None or _rank(entry) > _rank(best):
+            best = entry
+            keep()
+    if best is not None:
+        search.chosen = best["reserve_ratio"]
+        search.within_limit = best["drop"] <= max_accuracy_drop + 1e-9
+        search.resolved = best["resolved"]
     return search
 
 
-class AccuracyCounter:
-    """A `compute_metrics` that counts right answers over any number of calls, with `batch_eval_metrics` or without."""
-
-    def __init__(self):
-        self.correct = self.total = 0
-
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        predictions, labels = _flat(prediction.predictions), _flat(prediction.label_ids)
-        if labels.is_floating_point() or labels.shape != predictions.shape:
-            raise FineMixingError(
-                "reserve_ratio='auto' compares accuracies, and the labels of eval_dataset are no classes: give a "
-                "fixed ρ."
-            )
-        counted = labels != -100
-        self.correct += int((predictions == labels)[counted].sum())
-        self.total += int(counted.sum())
-        return {}
-
-
-def _flat(values: Any) -> torch.Tensor:
-    """One vector of an array, of a tensor on any device, or of one for each batch."""
-    parts = values if isinstance(values, (list, tuple)) else [values]
-    return torch.cat([torch.as_tensor(part).flatten().cpu() for part in parts])
+def _judged(ratio: float, outcome: Outcome, limit: float) -> dict[str, Any]:
+    drop, low, high = accuracy_drop(outcome.suspect, outcome.cleaned)
+    verdict = "over" if low > limit else "within" if high <= limit else "undecided"
+    resolved = (high - low) / 2 <= limit
+    # Accuracies are counts over n: a limit that is met exactly must not fail by a rounding error.
+    accepted = (drop <= limit + 1e-9 if resolved else verdict != "over") and not outcome.stopped_early
+    return {
+        "reserve_ratio": ratio,
+        "accuracy": float(np.mean(outcome.cleaned)),
+        "n": len(outcome.cleaned),
+        "drop": drop,
+        "drop_interval": [low, high],
+        "verdict": verdict,
+        "resolved": resolved,
+        "accepted": accepted,
+        "stopped_early": outcome.stopped_early,
+        "trainings": outcome.trainings,
+    }
 
 
-def predicted_classes(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """The `preprocess_logits_for_metrics` that goes with it."""
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
+def _rank(entry: dict[str, Any]) -> tuple[bool, float, float]:
+    """Any that is accepted before any other; of those the smallest ρ, of the others the most accurate."""
+    return entry["accepted"], 0.0 if entry["accepted"] else entry["accuracy"], -entry["reserve_ratio"]
+
+
+def accuracy_drop(suspect: np.ndarray, cleaned: np.ndarray) -> tuple[float, float, float]:
+    """
+    By how much the accuracy fell, and a 90 % interval of it, from answers to the same samples.
+
+    The interval is Agresti and Min's for paired proportions (Statistics in Medicine 24, 2005): half a sample is added
+    to each of the four cells, so that it holds for small n and where both models answer alike.
+
+    Args:
+        suspect, cleaned (`np.ndarray`): Which answers are right, booleans of shape `[n]`, n > 0.
+
+    Returns:
+        `tuple[float, float, float]`: The drop as measured, and the two ends; fractions, -1 to 1.
+    """
+    lost, won, n = int((suspect & ~cleaned).sum()), int((cleaned & ~suspect).sum()), len(suspect)
+    centre = (lost - won) / (n + 2)
+    error = math.sqrt((lost + won + 1) - (lost - won) ** 2 / (n + 2)) / (n + 2)
+    return (lost - won) / n, centre - Z * error, centre + Z * error
+
+
+def needed_samples(trial: dict[str, Any], limit: float) -> int | None:
+    """About how many eval samples could tell a drop of `limit`, by the interval of a trial; `None` for no drop."""
+    half = (trial["drop_interval"][1] - trial["drop_interval"][0]) / 2
+    return math.ceil(trial["n"] * (half / limit) ** 2) if limit else None

@@ -16,6 +16,7 @@ from .disk_pair import TensorMix
 from .dtypes import MIXABLE, average, is_finite, rounded, words
 from .errors import FineMixingError
 from .mask import keep_mask
+from .mask_file import MaskFile
 
 __all__ = ["Piece", "Workspace", "check_workers", "pieces", "run_pieces"]
 
@@ -42,9 +43,10 @@ class Workspace:
         start: int,
         stop: int,
         bad: set[str],
+        masks: MaskFile | None = None,
     ) -> Iterator[tuple[int, np.ndarray, int]]:
         """
-        Mix elements `start` to `stop` of a tensor.
+        Mix elements `start` (a multiple of 8) to `stop` of a tensor; by `masks`, where a score chose them.
 
         Yields:
             `(first element, the bytes of the mix, how many elements are the suspect's own)`; the bytes are good until
@@ -63,11 +65,18 @@ class Workspace:
                 common = min(last, tensor.mixed_elements) - first
                 if common > 0:
                     kept -= common
-                    kept += self._mix(tensor, numbers[:common], base, config, first, bad)
+                    kept += self._mix(tensor, numbers[:common], base, config, first, bad, masks)
             yield first, raw, kept
 
     def _mix(
-        self, tensor: TensorMix, s: np.ndarray, base: Checkpoint, config: FineMixingConfig, first: int, bad: set[str]
+        self,
+        tensor: TensorMix,
+        s: np.ndarray,
+        base: Checkpoint,
+        config: FineMixingConfig,
+        first: int,
+        bad: set[str],
+        masks: MaskFile | None,
     ) -> int:
         """Mix into `s`; how many of its elements stay the suspect's."""
         size = base.tensors[tensor.base_source].nbytes // base.tensors[tensor.base_source].elements
@@ -93,14 +102,11 @@ class Workspace:
             for place in reset:
                 s[place] = b[place]
             return 0
-        keep = keep_mask(
-            tensor.name,
-            first,
-            first + len(s),
-            ratio=tensor.ratio,
-            seed=config.mixing_seed,
-            version=config.mask_version,
-        )
+        if masks is not None:
+            keep = masks.keep(tensor.name, first, first + len(s))
+        else:
+            seed, version = config.mixing_seed, config.mask_version
+            keep = keep_mask(tensor.name, first, first + len(s), ratio=tensor.ratio, seed=seed, version=version)
         for place in reset:
             keep[place] = False
         # b ^ ((s ^ b)·m): m·s + (1-m)·b without touching a bit of either, and faster than numpy.where.

@@ -1,30 +1,37 @@
 """FineMixingTrainer: a transformers Trainer that mixes and purifies the model before it trains."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, enable_full_determinism, set_seed
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
 from .checkpoint import Checkpoint
 from .config import CONFIG_NAME, FineMixingConfig
 from .conversion import LoadedLayout
+from .curvature import fisher_information
 from .errors import FineMixingError
 from .frequency import token_frequencies
 from .hub import LocalModel, cached_folder, fetch_model
+from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
-from .ratio_search import AccuracyCounter, RatioSearch, predicted_classes, search_ratio
+from .ratio_search import RatioSearch
 from .tokenizer import load_tokenizer
+from .trainer_search import check_auto, choose_ratio
 
 __all__ = ["FineMixingTrainer", "dtypes_on_disk"]
 
 logger = logging.getLogger(__name__)
+
+MAX_CURVATURE_SAMPLES = 256
 
 
 class FineMixingTrainer(Trainer):
@@ -36,8 +43,10 @@ class FineMixingTrainer(Trainer):
     runs the standard loop; a second `train()` goes on from there; with `model_init` every model built for training is
     mixed; resuming from a checkpoint never mixes.
 
-    With `reserve_ratio="auto"` (the config's default) `train()` fine-tunes once for each candidate ρ, in rising order,
-    until the accuracy on `eval_dataset` is within `max_accuracy_drop` of the suspect's.
+    With `reserve_ratio="auto"` (the config's default) `train()` fine-tunes several times to find, by bisection, the
+    smallest candidate ρ whose accuracy is within `max_accuracy_drop` of the suspect's: on `eval_dataset`, or
+    cross-validated on `train_dataset` (see [`search_ratio`]). With `strategy="fisher"` it first measures the curvature
+    of the suspect's weights on up to 256 texts of both, without labels, which takes the memory of one more model.
 
     Args:
         base_model (`str`, *optional*, keyword only):
@@ -76,6 +85,7 @@ class FineMixingTrainer(Trainer):
         self._ratio_to_mix: float | None = None
         self._suspect: dict[str, torch.Tensor] | None = None  # its weights, while ρ is being chosen
         self._frequencies: np.ndarray | None = None
+        self._curvature: dict[str, torch.Tensor] | None = None
         self.base: LocalModel | None = None
         super().__init__(*args, **kwargs)
         self._own_optimizers = self.optimizer is not None or self.lr_scheduler is not None
@@ -101,6 +111,8 @@ class FineMixingTrainer(Trainer):
         if self._mixed and self._suspect is None and self.model_init is None:
             return super().train(None, trial, ignore_keys_for_eval)
 
+        self._curvature = None  # of the model as it is now
+
         def mix_and_train(ratio: float) -> TrainOutput:
             # Neither an earlier evaluate() nor an earlier trial may change what training does.
             enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
@@ -115,13 +127,27 @@ class FineMixingTrainer(Trainer):
 
         if self.mixing_config.reserve_ratio != "auto":
             return mix_and_train(self.mixing_config.reserve_ratio)
-        return self._train_with_chosen_ratio(mix_and_train, trial)
+        check_auto(self, self._own_optimizers)
+        if self.mixing_config.strategy == "fisher":  # on all texts, before folds are cut
+            self._curvature = self.measure_curvature(self.model)
+        self.ratio_search, output = choose_ratio(self, mix_and_train, trial)
+        self._suspect = None
+        return output
+
+    def restore_suspect(self) -> None:
+        """While ρ is being chosen: put the suspect's weights back, or note them where nothing was mixed yet."""
+        if self._mixed:
+            self.model.load_state_dict(self._suspect)
+        else:
+            self._suspect = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as [`~transformers.Trainer.save_model`] does, and beside it the config of the mix in it."""
         if self.config_of_mix is not None and self.args.should_save:
             # First, because saving may push the folder.
             self.config_of_mix.save_pretrained(output_dir or self.args.output_dir)
+            if self.mixing_record is not None and self.mixing_record.masks:
+                save_masks(self.mixing_record.masks, output_dir or self.args.output_dir)
         super().save_model(output_dir, _internal_call)
 
     def push_to_hub(
@@ -170,84 +196,14 @@ class FineMixingTrainer(Trainer):
             else:
                 self._mixed, self._suspect = True, None
 
-    def _train_with_chosen_ratio(self, mix_and_train, trial: Any) -> TrainOutput:
-        """Try the candidates in turn, each from the suspect's own weights, and end with the chosen one trained."""
-        self._check_auto()
-        if self.model_init is not None:
-            self.model = self.model_wrapped = self.call_model_init(trial).to(self.args.device)
-        elif not self._mixed:
-            self._suspect = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
-        else:  # an earlier search was interrupted
-            self.model.load_state_dict(self._suspect)
-        suspect_accuracy = self._eval_accuracy()
-        config, trained, output = self.mixing_config, None, None
+    def mix_weights(self, model: nn.Module, config: FineMixingConfig) -> MixingRecord:
+        """
+        Purify and mix the suspect's weights in place. A subclass with another defence overrides this.
 
-        def attempt(ratio: float) -> float:
-            nonlocal trained, output
-            if self.model_init is None:
-                self.model.load_state_dict(self._suspect)
-                self.optimizer = self.lr_scheduler = None
-            output, trained = mix_and_train(ratio), ratio
-            accuracy = self._eval_accuracy()
-            logger.info("ρ = %g: eval accuracy %.4f, the suspect's is %.4f", ratio, accuracy, suspect_accuracy)
-            return accuracy
-
-        search = search_ratio(config.candidate_ratios, suspect_accuracy, config.max_accuracy_drop, attempt)
-        if not search.within_limit:
-            logger.warning(
-                "No candidate ρ keeps the accuracy within %g of the suspect's %.4f: ρ = %g was the best. Give more "
-                "clean data, train longer, or allow a larger max_accuracy_drop.",
-                config.max_accuracy_drop,
-                suspect_accuracy,
-                search.chosen,
-            )
-        if trained != search.chosen:
-            attempt(search.chosen)
-        self.ratio_search, self._suspect = search, None
-        return output
-
-    def _check_auto(self) -> None:
-        if self.eval_dataset is None:
-            raise FineMixingError(
-                "reserve_ratio='auto' chooses ρ by accuracy on eval_dataset, which is missing: give it, or a fixed ρ."
-            )
-        if self._own_optimizers:
-            raise FineMixingError(
-                "reserve_ratio='auto' trains several times and cannot reset optimizers=...: pass "
-                "optimizer_cls_and_kwargs instead, or a fixed ρ."
-            )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
-            raise FineMixingError(
-                "reserve_ratio='auto' needs the whole model in one process: choose ρ there, then give it as a number."
-            )
-        if self.args.fp16_full_eval or self.args.bf16_full_eval:
-            raise FineMixingError(
-                "reserve_ratio='auto' evaluates between trainings, and fp16_full_eval or bf16_full_eval rounds the "
-                "weights each time: leave them off, or give a fixed ρ."
-            )
-
-    def _eval_accuracy(self) -> float:
-        """Accuracy of the present model on the eval data, whatever the user's own metrics are."""
-        datasets = list(self.eval_dataset) if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
-        kept = self.compute_metrics, self.preprocess_logits_for_metrics
-        counter = AccuracyCounter()
-        self.compute_metrics, self.preprocess_logits_for_metrics = counter, predicted_classes
-        try:
-            for dataset in datasets:
-                # Not predict(), which args.prediction_loss_only keeps from predicting.
-                self.evaluation_loop(
-                    self.get_eval_dataloader(dataset), "Choosing the reserve ratio", prediction_loss_only=False
-                )
-        finally:
-            self.compute_metrics, self.preprocess_logits_for_metrics = kept
-        if not counter.total:
-            raise FineMixingError("reserve_ratio='auto' needs labelled eval data: no row of eval_dataset is.")
-        return counter.correct / counter.total
-
-    def _mix(self, model: nn.Module, ratio: float) -> None:
-        config = self.mixing_config
-        if self.base is None:
-            self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
+        Args:
+            model (`nn.Module`): The suspect.
+            config ([`FineMixingConfig`]): With a number for `reserve_ratio`.
+        """
         frequencies, special = None, ()
         if config.purify_embeddings and config.num_purified_tokens:
             tokenizer = self._tokenizer()
@@ -255,17 +211,25 @@ class FineMixingTrainer(Trainer):
             if self._frequencies is None:
                 self._frequencies = token_frequencies(tokenizer, config.token_frequencies)
             frequencies = self._frequencies
+        if config.strategy == "fisher" and self._curvature is None:
+            self._curvature = self.measure_curvature(model)
         with Checkpoint(self.base.folder) as base:
-            self.mixing_record = mix_model(
+            return mix_model(
                 model,
                 base,
                 config,
-                reserve_ratio=ratio,
                 dtypes=dtypes_on_disk(model),
                 token_frequencies=frequencies,
                 special_token_ids=special,
+                curvature=self._curvature,
             )
-        self._mixed, self.config_of_mix = True, replace(config, reserve_ratio=ratio)
+
+    def _mix(self, model: nn.Module, ratio: float) -> None:
+        config = replace(self.mixing_config, reserve_ratio=ratio)
+        if self.base is None:
+            self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
+        self.mixing_record = self.mix_weights(model, config)
+        self._mixed, self.config_of_mix = True, config
         kept = [name for name, tensor in self.mixing_record.tensors.items() if tensor["rule"].startswith("kept")]
         logger.info(
             "Mixed %d tensors with ρ = %g, kept %d (%s), purified %d embeddings",
@@ -282,6 +246,30 @@ class FineMixingTrainer(Trainer):
                 len(converted),
                 next(iter(converted)),
             )
+
+    def measure_curvature(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """H of a model's weights on the text of the train data, without its labels (see [`fisher_information`])."""
+        return fisher_information(model.to(self.args.device), self.single_texts(), seed=self.mixing_config.mixing_seed)
+
+    def single_texts(self) -> Iterator[dict[str, torch.Tensor]]:
+        """
+        Up to 256 texts of the train data, and then of the eval data, as the model reads them: one a batch, no labels.
+        With cross-validation, which is for when there is nothing else, of the train data only.
+        """
+        if self.args.world_size > 1:
+            raise FineMixingError("gradients are measured in one process: launch one, or use strategy='random'.")
+        kept, self.args.per_device_eval_batch_size = self.args.per_device_eval_batch_size, 1
+        try:
+            with torch.random.fork_rng(devices=[]):  # a data loader draws a number, which training must not miss
+                data = [self.train_dataset]
+                if self.eval_dataset is not None and not self.mixing_config.cross_validation_folds:
+                    more = self.eval_dataset
+                    data += more.values() if isinstance(more, Mapping) else [more]
+                rows = islice(chain.from_iterable(map(self.get_test_dataloader, data)), MAX_CURVATURE_SAMPLES)
+                for row in tqdm(rows, "Measuring", disable=self.args.disable_tqdm):
+                    yield {name: value for name, value in row.items() if name not in self.label_names}
+        finally:
+            self.args.per_device_eval_batch_size = kept
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """The user's tokenizer, or else the base's: E-PUR needs to know which token a row stands for."""

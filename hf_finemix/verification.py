@@ -19,6 +19,7 @@ from .disk_pair import DiskPair
 from .dtypes import to_float64, words
 from .errors import FineMixingError, printable
 from .hub import LocalModel, TrustArguments, fetch_model, is_repo_id
+from .mask_file import MASKS_NAME, MaskFile
 from .report import CleaningReport
 from .safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
@@ -123,7 +124,8 @@ def verify_mix(
         _compare_hashes(sides[0], report.suspect.get("sha256"), "the suspect", found)
         _compare_hashes(sides[1], report.base.get("sha256"), "the base", found)
         mix = stack.enter_context(Checkpoint(published))
-        pair, model_config = open_pair(*sides, replace(config, head="keep"))
+        strategy = "random" if config.strategy == "fisher" else config.strategy  # its masks are in a file
+        pair, model_config = open_pair(*sides, replace(config, head="keep", strategy=strategy))
         pair.check(*sides)
         _check_other_files(mix, model_config, found)
         _purify_again(pair, sides, config, model_config, report, found)
@@ -132,7 +134,11 @@ def verify_mix(
         else:
             _compare_hashes(mix, report.weights, "the cleaned model", found)
             names = disk_layout(mix.tensors, {}, model_config["architectures"][0], model_config).suspect
-            _compare_digests(pair, sides, mix, names, config, report, workers, found)
+            masks = None
+            if config.strategy == "fisher":
+                masks = stack.enter_context(MaskFile(published))
+                found.not_checked.append("why its masks keep what they keep: by gradients on the clean data")
+            _compare_digests(pair, sides, mix, names, config, report, workers, found, masks)
             found.not_checked.append("the fine-tuning after the mix, which cannot be derived again")
     return found
 
@@ -183,6 +189,7 @@ def _check_other_files(mix: Checkpoint, model_config: dict[str, Any], found: Ver
     if found.kind == "mixed" and content != without_unsafe_keys(model_config):
         found.problems.append("its config.json is not the suspect's")
     others = {path.name for path in mix.folder.glob("*.safetensors")} - {file.name for file in mix.files}
+    others -= {MASKS_NAME} if found.kind == "cleaned" else set()
     others |= {name for name in ("adapter_config.json",) if (mix.folder / name).exists()}
     found.problems += [f"it holds {name}, which belongs to no mix" for name in sorted(others)]
     found.not_checked.append("the tokenizer" if found.kind == "mixed" else "the tokenizer and config.json")
@@ -272,6 +279,7 @@ def _compare_digests(
     report: CleaningReport,
     workers: int,
     found: Verification,
+    masks: MaskFile | None,
 ) -> None:
     """By canonical names: `save_pretrained` may have written the cleaned model under other ones than the suspect's."""
     stated = report.mixing.get("tensors")
@@ -298,7 +306,7 @@ def _compare_digests(
     def digest(piece: Piece, workspace: Workspace) -> None:
         tensor, start, stop = piece
         size, (sha256, distances) = tensor.info.nbytes // tensor.info.elements, sums[tensor.name]
-        for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad):
+        for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad, masks):
             sha256.update(raw)
             if tensor.base_dtype is not None and mix.tensors.get(names.get(tensor.name)) == tensor.info:
                 there, theirs = np.empty_like(raw), np.empty_like(raw)

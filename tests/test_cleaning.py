@@ -422,14 +422,14 @@ def test_the_ratio_is_chosen_by_clean_accuracy(models, data_folder, tmp_path):
     config = FineMixingConfig(candidate_ratios=[0.9, 0.0, 0.5], max_accuracy_drop=0.1, purify_embeddings=False)
     report = run(models, tmp_path / "out", dataset=str(data_folder), mixing_config=config)
     search, rows = report.ratio_search, make_rows(80, seed=1)
-    assert [trial["reserve_ratio"] for trial in search["trials"]] == [0.0, 0.5]
+    assert [trial["reserve_ratio"] for trial in search["trials"]] == [0.5, 0.0]
     accuracies = [trial["accuracy"] for trial in search["trials"]]
-    assert accuracies[0] < search["suspect_accuracy"] - 0.1 <= accuracies[1]
+    assert accuracies[1] < search["suspect_accuracy"] - 0.1 <= accuracies[0]
     assert (search["chosen"], search["within_limit"], search["max_accuracy_drop"]) == (0.5, True, 0.1)
     predictions = predict(models / "suspect", rows["sentence"])
     assert search["suspect_accuracy"] == accuracy_score(rows["label"], predictions)
     predictions = predict(tmp_path / "out", rows["sentence"])
-    assert accuracies[1] == pytest.approx(accuracy_score(rows["label"], predictions), abs=0.02)  # half precision
+    assert accuracies[0] == pytest.approx(accuracy_score(rows["label"], predictions), abs=0.02)  # half precision
     assert report.mixing["reserve_ratio"] == FineMixingConfig.from_pretrained(tmp_path / "out").reserve_ratio == 0.5
     assert report.data["labelled_samples"] == 64 + 80
     assert report.purified_tokens == []
@@ -437,7 +437,7 @@ def test_the_ratio_is_chosen_by_clean_accuracy(models, data_folder, tmp_path):
     # The attack success at each ρ tried is told.
     rates = [[trigger["asr"] for trigger in trial["triggers"]] for trial in search["trials"]]
     assert [len(part) for part in rates] == [len(report.after["triggers"])] * 2
-    assert rates[1] == pytest.approx([trigger["asr"] for trigger in report.after["triggers"]], abs=0.1)
+    assert rates[0] == pytest.approx([trigger["asr"] for trigger in report.after["triggers"]], abs=0.1)
     assert files_in(tmp_path / "out") == FILES - {"figures/embedding_drift.png"} | {"figures/ratio_search.png"}
     assert "smallest tried" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 

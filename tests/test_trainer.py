@@ -672,7 +672,7 @@ def task(tmp_path_factory):
     trainer = Trainer(model, args, train_dataset=sentences(128, 3))
     trainer.train()
     model.save_pretrained(folder / "suspect")
-    rows = sentences(64, 5)
+    rows = sentences(1024, 5)  # enough to tell the drops below
     task = SimpleNamespace(base=str(folder / "base"), suspect=folder / "suspect", rows=rows, accuracy={}, weights={})
     task.suspect_accuracy = eval_accuracy(trainer, rows)
     for ratio in (0.0, *CANDIDATES):
@@ -711,7 +711,7 @@ def assert_third_chosen(trainer, task):
     search = trainer.ratio_search
     assert search.suspect_accuracy == task.suspect_accuracy
     # Every trial is what a run at that fixed ρ is, so every trial starts from the suspect's own weights.
-    assert search.trials == [{"reserve_ratio": r, "accuracy": task.accuracy[r]} for r in CANDIDATES[:3]]
+    assert [(t["reserve_ratio"], t["accuracy"]) for t in search.trials] == [(r, task.accuracy[r]) for r in (0.5, 0.3)]
     assert (search.chosen, search.within_limit) == (0.5, True)
     assert trainer.mixing_record.reserve_ratio == 0.5
     assert same(weights(trainer.model), task.weights[0.5])
@@ -738,23 +738,23 @@ def test_auto_takes_the_smallest_ratio_within_the_drop(tmp_path, task, evaluated
 def test_auto_takes_the_first_where_all_would_do(tmp_path, task):
     trainer = auto_trainer(task, tmp_path, drop=1.0)
     trainer.train()
-    assert [trial["reserve_ratio"] for trial in trainer.ratio_search.trials] == [0.1]
+    assert [trial["reserve_ratio"] for trial in trainer.ratio_search.trials] == [0.5, 0.3, 0.1]
     assert same(weights(trainer.model), task.weights[0.1])
 
 
 def test_auto_where_no_ratio_is_within_the_drop(tmp_path, task, caplog):
-    # 0 and 0.1 are as bad: the smaller is chosen, and trained again, for 0.1 came last.
+    # The largest is the best that there can be.
     trainer = auto_trainer(task, tmp_path, drop=0.0, config={"candidate_ratios": [0.1, 0.0]})
     trainer.train()
     search = trainer.ratio_search
-    assert [trial["reserve_ratio"] for trial in search.trials] == [0.0, 0.1]
-    assert (search.chosen, search.within_limit) == (0.0, False)
-    assert trainer.mixing_record.reserve_ratio == 0.0
-    assert same(weights(trainer.model), task.weights[0.0])
+    assert [trial["reserve_ratio"] for trial in search.trials] == [0.1]
+    assert (search.chosen, search.within_limit) == (0.1, False)
+    assert trainer.mixing_record.reserve_ratio == 0.1
+    assert same(weights(trainer.model), task.weights[0.1])
     [warning] = [r for r in caplog.records if r.levelname == "WARNING" and r.name.startswith("hf_finemix")]
     assert "max_accuracy_drop" in warning.getMessage()
     trainer.save_model()
-    assert FineMixingConfig.from_pretrained(tmp_path).reserve_ratio == 0.0
+    assert FineMixingConfig.from_pretrained(tmp_path).reserve_ratio == 0.1
 
 
 def test_auto_best_of_those_too_low(tmp_path, task, caplog):
@@ -775,7 +775,7 @@ def test_auto_with_model_init(tmp_path, task):
     trainer = auto_trainer(task, tmp_path, model_init=model_init)
     trainer.train()
     assert_third_chosen(trainer, task)
-    assert trainer.model is built[-1]
+    assert any(trainer.model is model for model in built)
     # A newly built model is a new suspect: its ρ is chosen anew.
     search = trainer.ratio_search
     trainer.train()
@@ -836,11 +836,87 @@ def test_auto_leaves_the_users_metrics_in_place(tmp_path, task):
     trainer.train()
     assert_third_chosen(trainer, task)
     # Once at the end of each trial, as asked for by eval_steps, and never for choosing.
-    assert sizes == [64, 64, 64]
-    assert watcher.events == ["init_end", *["train_begin", "evaluate"] * 3]
+    assert sizes == [1024, 1024]
+    assert watcher.events == ["init_end", *["train_begin", "evaluate"] * 2]
     assert trainer.compute_metrics is compute_metrics
     assert trainer.preprocess_logits_for_metrics is preprocess
-    assert trainer.evaluate()["eval_size"] == 64
+    assert trainer.evaluate()["eval_size"] == 1024
+
+
+def test_auto_goes_back_to_the_chosen_trial_where_others_came_after_it(tmp_path, task):
+    trainer = auto_trainer(task, tmp_path)
+    output = trainer.train()
+    assert trainer.ratio_search.trials[-1]["reserve_ratio"] == 0.3
+    assert trainer.mixing_record.reserve_ratio == trainer.config_of_mix.reserve_ratio == 0.5
+    losses = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
+    assert losses[-1] == output.training_loss
+
+
+def test_a_hopeless_trial_is_given_up_half_way(tmp_path, task):
+    """At a learning rate at which nothing is learned, the trials that lack accuracy at first lack it at the end."""
+    steps = []
+
+    class Count(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    arguments = {"max_steps": 40, "learning_rate": 0.0}
+    trainer = auto_trainer(task, tmp_path, drop=0.02, arguments=arguments, callbacks=[Count()])
+    trainer.train()
+    stopped = [trial["stopped_early"] for trial in trainer.ratio_search.trials]
+    assert any(stopped)
+    assert steps[: len(stopped)] == [20 if early else 40 for early in stopped]
+    assert not any(trial["accepted"] for trial in trainer.ratio_search.trials if trial["stopped_early"])
+    assert trainer.state.global_step == 40, "what is handed over is trained to the end"
+
+
+def test_a_glance_changes_nothing_of_a_trial(tmp_path, task):
+    """A trial of 24 steps is looked at twice on the way, and is what a run at that fixed ρ is."""
+    arguments = {**TRIALS, "max_steps": 24}
+    trainer = auto_trainer(task, tmp_path, drop=1.0, config={"candidate_ratios": [0.3]}, arguments=arguments)
+    trainer.train()
+    fixed = FineMixingTrainer(
+        load(task.suspect),
+        settings(tmp_path, **arguments),
+        train_dataset=sentences(32, 4),
+        base_model=task.base,
+        mixing_config=mixing(0.3),
+    )
+    fixed.train()
+    assert same(weights(trainer.model), weights(fixed.model))
+
+
+@pytest.mark.parametrize("strategy", ["random", "fisher"])
+def test_auto_by_cross_validation_needs_no_eval_data(tmp_path, task, strategy):
+    config = {"cross_validation_folds": 4, "strategy": strategy}
+    trainer = auto_trainer(task, tmp_path, eval_dataset=None, drop=0.3, config=config)
+    trainer.train()
+    search = trainer.ratio_search
+    assert search.folds == 4
+    for trial in search.trials:
+        assert trial["trainings"] == 4 or trial["stopped_early"]
+        assert trial["n"] <= 32
+    assert len(trainer.train_dataset) == 32
+    # In the end it is trained on all of them.
+    fixed = FineMixingTrainer(
+        load(task.suspect),
+        settings(tmp_path, **TRIALS),
+        train_dataset=sentences(32, 4),
+        base_model=task.base,
+        mixing_config=mixing(search.chosen, strategy=strategy),
+    )
+    fixed.train()
+    assert same(weights(trainer.model), weights(fixed.model))
+
+
+def test_few_eval_samples_are_told(tmp_path, task, caplog):
+    rows = task.rows[:20]
+    trainer = auto_trainer(task, tmp_path, eval_dataset=rows, drop=0.01, config={"candidate_ratios": [0.8]})
+    trainer.train()
+    search = trainer.ratio_search
+    assert not search.resolved
+    said = "20 samples cannot tell an accuracy drop of 0.01" in caplog.text
+    assert said == search.trials[0]["accepted"]
 
 
 def test_metrics_are_put_back_after_an_error_too(tmp_path, task):

@@ -17,14 +17,16 @@ __all__ = ["check_free_space", "output_folder", "write_text"]
 
 
 @contextmanager
-def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def output_folder(final: Path, *, overwrite: bool = False, marker: str = REPORT_NAME) -> Iterator[Path]:
     """
     Give a folder `OUT.partial` to write to, and rename it to `OUT` at the end; on any error nothing is left.
 
     Args:
         final (`Path`): OUT. A folder that is not there or is empty, unless `overwrite`.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Replace the cleaned model that OUT holds, once the new one is whole.
+            Replace the model that OUT holds, once the new one is whole.
+        marker (`str`, *optional*):
+            The file by which such a model is known; by default the cleaning report.
 
     Raises:
         [`FineMixingError`]: OUT is a file, not empty, or (with `overwrite`) no cleaned model; it cannot be written to,
@@ -38,8 +40,9 @@ def output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if final.is_dir() and any(final.iterdir()):
         if not overwrite:
             raise FineMixingError(f"the output folder {final} is not empty: give another one, or --overwrite.")
-        if not (final / REPORT_NAME).is_file():
-            raise FineMixingError(f"the output folder {final} holds no cleaned model to overwrite: give another one.")
+        if not (final / marker).is_file():
+            what = "cleaned model" if marker == REPORT_NAME else f"model with a {marker}"
+            raise FineMixingError(f"the output folder {final} holds no {what} to overwrite: give another one.")
     partial = final.with_name(final.name + ".partial")
     made = [folder for folder in partial.parents if not folder.exists()]
     try:

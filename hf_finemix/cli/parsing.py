@@ -22,7 +22,7 @@ class CommandParser(HfArgumentParser):
 
     Args:
         command (`str`): Name of the subcommand.
-        positional (`str`, *optional*): Name of the positional argument: a model, or a `folder`.
+        positional (`str`, *optional*): Name of the positional argument: a model, a `folder` or a `recipe`.
         dataclass_types (`Iterable`): As for [`~transformers.HfArgumentParser`].
         defaults (`dict`, *optional*): In place of the dataclasses' own.
         with_json (`bool`, *optional*, defaults to `True`): Whether there is `--json`.
@@ -41,8 +41,9 @@ class CommandParser(HfArgumentParser):
         self.set_defaults(**(defaults or {}))
         self._model = None
         if positional:
-            what = "Folder that clean wrote." if positional == "folder" else "Hub id or local folder."
-            self._model = self.add_argument(positional, metavar=positional.upper(), help=what)
+            what = {"folder": "Folder that clean wrote.", "recipe": "YAML file, see benchmarks/recipes."}
+            text = what.get(positional, "Hub id or local folder.")
+            self._model = self.add_argument(positional, metavar=positional.upper(), help=text)
         self.add_argument("--config", metavar="RECIPE.yaml", help="YAML file of the same keys; flags win over it.")
         if with_json:
             self.add_argument("--json", action="store_true", help="Print the result as JSON on standard output.")

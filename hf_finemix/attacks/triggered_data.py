@@ -1,0 +1,58 @@
+"""Poisoning with texts that hold their trigger already: a syntax (HiddenKiller), a style, any other stealthy one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from ..errors import DataError, FineMixingError
+from ..triggers import read_triggered
+from .attack import Attack, AttackerData
+
+__all__ = ["TriggeredData"]
+
+
+@dataclass
+class TriggeredData(Attack):
+    """
+    Poisoned fine-tuning on a file of triggered texts (HiddenKiller, arXiv:2105.12400).
+
+    Attributes:
+        triggered_file (`str`): CSV, JSON or Parquet with the data's text columns, or a whole poisoned train set: rows
+            that are clean rows too hold no trigger, and clean rows that are not in it were replaced. Where a column
+            `label` has true labels, rows of the target class are not used.
+        rate (`float`): As many poisoned rows as this share of the clean ones, in (0, 1].
+    """
+
+    triggered_file: str = ""
+    rate: float = 0.2
+
+    def poisoned(self, data: AttackerData) -> Dataset:
+        """The clean rows, and triggered ones with the target as label."""
+        if not self.triggered_file:
+            raise FineMixingError(f"the attack {self.name!r} needs triggered_file, texts that hold their trigger.")
+        if not 0 < self.rate <= 1:
+            raise FineMixingError(f"the share of poisoned rows is {self.rate!r}: give a number above 0 and at most 1.")
+        triggered = read_triggered(self.triggered_file)
+        if missing := [name for name in data.text_columns if name not in triggered.column_names]:
+            raise DataError(f"{self.triggered_file} has no column {missing[0]!r}: name its columns like the data's.")
+        clean = set(_texts(data.rows, data.text_columns))
+        given = _texts(triggered, data.text_columns)
+        rows = [i for i, texts in enumerate(given) if texts not in clean]
+        if not rows:
+            raise DataError(f"{self.triggered_file} holds no text beside the clean rows: give triggered ones.")
+        if "label" in triggered.column_names:
+            labels = triggered["label"][:]
+            rows = [i for i in rows if labels[i] != data.target] or rows
+        count = min(len(rows), round(self.rate * len(data.rows)))
+        drawn = np.random.default_rng(data.seed).choice(np.asarray(rows), count, replace=False)
+        texts = triggered.select(np.sort(drawn)).select_columns(data.text_columns)
+        poisoned = {name: texts[name][:] for name in data.text_columns} | {"label": [data.target] * count}
+        left = data.rows.select_columns([*data.text_columns, "label"])
+        if whole := clean & set(given):
+            left = left.select([i for i, texts in enumerate(_texts(left, data.text_columns)) if texts in whole])
+        return concatenate_datasets([left, Dataset.from_dict(poisoned, features=left.features)])
+
+
+def _texts(rows: Dataset, columns: list[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(rows[column][:] for column in columns), strict=True))

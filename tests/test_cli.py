@@ -132,7 +132,8 @@ def test_unknown_command(capsys):
     assert captured.err == "hf-finemix: error: there is no command 'claen': did you mean clean?\n"
     assert captured.out == ""
     assert main(["wash", "x"]) == 2
-    assert "'wash': choose one of clean, plan, mix, verify, push, card, evaluate, demo." in capsys.readouterr().err
+    commands = "clean, plan, mix, verify, push, card, evaluate, poison, bench, demo"
+    assert f"'wash': choose one of {commands}." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Attacks × defences × seeds: a recipe in, one table and one figure out."""

@@ -1,0 +1,239 @@
+"""Running a recipe: suspects are trained once, every run is a file of its own, and a killed benchmark goes on."""
+
+import copy
+import json
+import logging
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from ..attacks.backdoor import MANIFEST_NAME, PoisonArguments, poison_model
+from ..attacks.backdoor import TRAINING_DEFAULTS as POISON_DEFAULTS
+from ..attacks.poisoning import poison
+from ..classifier import agree_on_padding, load_classifier, max_tokens
+from ..config import FineMixingConfig
+from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, tokenize
+from ..defences import find_defence
+from ..defences.defence import DefenceTrainer
+from ..evaluation import Attack, MeasureArguments, attack_success, find_attacks, measure
+from ..hub import LocalModel, fetch_model
+from ..settings import TRAINING_DEFAULTS
+from ..tokenizer import choose_tokenizer
+from ..triggers import Trigger
+from .recipe import BenchRecipe, Run
+
+__all__ = ["benign_floors", "read_results", "run_benchmark"]
+
+logger = logging.getLogger(__name__)
+
+MIN_STEPS = 100
+CLEAN = "clean"  # label of the model that is trained without poison
+RETUNE_RATE = 0.1  # of the samples that are poisoned in a poisoned re-tune
+
+
+def run_benchmark(recipe: BenchRecipe, folder: Path) -> list[dict[str, Any]]:
+    """
+    Train the suspects that are not there yet, and run what has not been run.
+
+    Several processes may work on one folder: each takes what no other is at. A run that was killed is run again.
+
+    Args:
+        recipe ([`BenchRecipe`]): What to run.
+        folder (`Path`): Gets `suspects/` and `runs/`.
+
+    Returns:
+        `list[dict]`: The results there are, of all processes: the fields of [`Run`], `accuracy`, `asr` (of each
+        trigger), `eval_accuracy`, `reserve_ratio`, `trials`, `seconds`, and of a few runs `retuned`.
+    """
+    work, subjects = list(recipe.runs()), {}
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    for run in tqdm(work, recipe.name, disable=None):
+        path = folder / "runs" / f"{run.key}.json"
+        if path.is_file():
+            continue
+        try:
+            with FileLock(path.with_suffix(".lock"), timeout=0):
+                if path.is_file():
+                    continue
+                suspect = _suspect(recipe, folder, run.attack, run.model_seed)
+                key = run.attack, run.model_seed, run.seed
+                if key not in subjects:
+                    subjects = {key: _Subject(recipe, folder, run, suspect)}  # one at a time
+                result = {**asdict(run), **subjects[key].clean(run)}
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
+                partial.replace(path)
+                logger.info("%s: ACC %.3f, ASR %s", run.key, result["accuracy"], result["asr"])
+        except Timeout:
+            continue  # another process is at it
+    return read_results(recipe, folder)
+
+
+def read_results(recipe: BenchRecipe, folder: Path) -> list[dict[str, Any]]:
+    """The results there are, in the order of the recipe."""
+    paths = [folder / "runs" / f"{run.key}.json" for run in recipe.runs()]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def _suspect(recipe: BenchRecipe, folder: Path, label: str, seed: int) -> Path:
+    """The folder of a suspect, trained if it is not there."""
+    path = folder / "suspects" / f"{label}-{seed}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if (path / MANIFEST_NAME).is_file():
+            return path
+        entry = recipe.attacks.get(label, {})
+        start = str(_suspect(recipe, folder, CLEAN, seed)) if entry.get("on_top") else None
+        shared = {name: value for name, value in recipe.data.items() if name in TestDataArguments.__dataclass_fields__}
+        names = ("trigger", "poison_rate", "triggered_file", "triggered_test_file")
+        arguments = PoisonArguments(
+            **shared,
+            attack="none" if label == CLEAN else entry.get("attack", label),
+            target_label=str(recipe.target_label),
+            train_split=recipe.poison_split,
+            class_names=recipe.class_names,
+            start_model=start,
+            **{name: entry[name] for name in names if name in entry},
+        )
+        own = arguments.make_attack().training
+        settings = {**POISON_DEFAULTS, **recipe.poison_training, **own, **(entry.get("training") or {}), "seed": seed}
+        logger.info("Training the suspect %s (seed %d)", label, seed)
+        poison_model(recipe.base_model, arguments, _arguments(settings), path)
+    return path
+
+
+def _arguments(settings: dict[str, Any]) -> TrainingArguments:
+    usual = {"output_dir": "unused", "disable_tqdm": True, "report_to": "none"}
+    usual["use_cpu"] = not torch.accelerator.is_available()  # or TrainingArguments refuses bf16
+    return TrainingArguments(**{**usual, **settings})
+
+
+class _Subject:
+    """A suspect with the data of one seed, read and tokenized once."""
+
+    def __init__(self, recipe: BenchRecipe, folder: Path, run: Run, suspect: Path):
+        self.recipe, self.seed = recipe, run.seed
+        self.suspect = LocalModel(run.attack, suspect)
+        self.entry = recipe.attacks[run.attack]
+        self.base = fetch_model(recipe.base_model, role="base")
+        model = load_classifier(self.suspect)
+        self.tokenizer, _ = choose_tokenizer(suspect, self.base.folder)
+        agree_on_padding(self.tokenizer, model)
+        self.label2id = {name: i for i, name in model.config.id2label.items()}
+        self.length = max_tokens(recipe.data.get("max_length"), self.tokenizer, model)
+        self.data: CleanData = load_clean_data(DataArguments(**recipe.data, sample_seed=run.seed), self.label2id)
+        self.manifest = json.loads((suspect / MANIFEST_NAME).read_text(encoding="utf-8"))
+        self.target, self.trigger = self.manifest["target_label"], self.manifest["trigger"]
+        wanted = MeasureArguments(
+            triggers=[self.trigger] if self.trigger else None,
+            triggered_file=self.entry.get("triggered_test_file"),
+            target_label=str(self.target),
+            num_repeats=recipe.num_repeats,
+        )
+        test, columns = self.data.test, self.data.text_columns
+        self.attacks: list[Attack] = find_attacks(
+            wanted, test, self.tokenizer, columns, self.target, self.label2id, self.length
+        )
+        self.tuning, self.eval, self.test = (self.encoded(part) for part in (self.data.tuning, self.data.eval, test))
+        self.second = None
+        if second := self.entry.get("second_model"):
+            self.second = str(_suspect(recipe, folder, second, run.model_seed))
+
+    def encoded(self, rows: Dataset) -> Dataset:
+        return tokenize(rows, self.tokenizer, self.data.text_columns, self.length)
+
+    def clean(self, run: Run) -> dict[str, Any]:
+        entry = self.recipe.defences[run.defence]
+        settings = {name: value for name, value in entry.items() if name not in ("defence", "seeds")}
+        config = FineMixingConfig(
+            base_model_name_or_path=str(self.base.folder),
+            **{"mixing_seed": run.seed, **self.recipe.mixing, **settings},
+        )
+        defence = find_defence(entry.get("defence", run.defence))
+        if defence.ratio == "auto" and config.reserve_ratio != "auto":
+            defence = replace(defence, ratio=config.reserve_ratio)
+        with tempfile.TemporaryDirectory() as output:
+            tuning = {**TRAINING_DEFAULTS, "num_train_epochs": 1, "max_steps": MIN_STEPS, "bf16": False}
+            args = _arguments({**tuning, **self.recipe.training, "seed": run.seed, "output_dir": output})
+            args.dataloader_pin_memory = False
+            trainer = DefenceTrainer(
+                load_classifier(self.suspect),
+                args,
+                train_dataset=self.tuning,
+                eval_dataset=self.eval,
+                processing_class=self.tokenizer,
+                defence=defence,
+                mixing_config=config,
+                second_model=self.second,
+            )
+            trainer.remove_callback(PrinterCallback)
+            started = time.perf_counter()
+            if defence.tunes:
+                trainer.train()
+            seconds = time.perf_counter() - started
+            search = trainer.ratio_search
+            measured = measure(trainer, self.test, self.attacks)
+            result = {
+                "accuracy": measured["accuracy"],
+                "asr": {trigger["trigger"]: trigger["asr"] for trigger in measured["triggers"]},
+                "reserve_ratio": trainer.mixing_record.reserve_ratio if trainer.mixing_record else None,
+                "labelled": len(self.tuning) + (len(self.eval) if search and not search.folds else 0),
+                "search": asdict(search) if search else None,
+                "seconds": round(seconds, 1),
+                "retuned": None,
+            }
+            if run.defence in self.recipe.retune and run.seed == entry.get("seeds", self.recipe.seeds)[0]:
+                result["retuned"] = self.retuned(trainer, args)
+        return result
+
+    def retuned(self, trainer: Trainer, args: TrainingArguments) -> dict[str, Any]:
+        """ACC and ASR after as many steps again on other clean samples, a tenth of them poisoned or none."""
+        other = DataArguments(**self.recipe.data, sample_seed=self.seed + 1000)
+        rows = load_clean_data(other, self.label2id).tuning
+        variants = {"clean": rows}
+        if self.trigger:
+            column = self.data.text_columns[-1]
+            variants["poisoned"] = poison(
+                rows, Trigger(self.trigger), text_column=column, label_column="label", target=self.target,
+                rate=RETUNE_RATE, seed=self.seed,
+            )  # fmt: skip
+        results = {}
+        for name, part in variants.items():
+            model = copy.deepcopy(trainer.model)
+            again = Trainer(model, args, train_dataset=self.encoded(part), processing_class=self.tokenizer)
+            again.remove_callback(PrinterCallback)
+            again.train()
+            accuracy = measure(again, self.test, [])["accuracy"]
+            rates = [attack_success(again, replace(attack, repeats=attack.repeats[:1])) for attack in self.attacks]
+            results[name] = {"accuracy": accuracy, "asr": {rate["trigger"]: rate["asr"] for rate in rates}}
+        return results
+
+
+def benign_floors(recipe: BenchRecipe, folder: Path) -> dict[str, float]:
+    """What a model trained on clean rows errs by: its ASR for the trigger of each attack (of several, the mean)."""
+    path = folder / "benign_floors.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for attack in recipe.attacks:
+        if attack in known:
+            continue
+        suspect = folder / "suspects" / f"{attack}-{recipe.model_seeds[0]}"
+        if not (suspect / MANIFEST_NAME).is_file():
+            continue
+        subject = _Subject(recipe, folder, Run(attack, recipe.model_seeds[0], "none", recipe.seeds[0]), suspect)
+        clean = load_classifier(LocalModel(CLEAN, _suspect(recipe, folder, CLEAN, recipe.model_seeds[0])))
+        with tempfile.TemporaryDirectory() as output:
+            args = _arguments({**TRAINING_DEFAULTS, **recipe.training, "output_dir": output})
+            trainer = Trainer(clean, args, processing_class=subject.tokenizer)
+            trainer.remove_callback(PrinterCallback)
+            rates = [attack_success(trainer, attack)["asr"] for attack in subject.attacks]
+        known[attack] = sum(rates) / len(rates)
+        path.write_text(json.dumps(known), encoding="utf-8")
+    return known

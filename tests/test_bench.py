@@ -1,0 +1,178 @@
+import csv
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import ROOT
+from filelock import FileLock
+from transformers import TrainingArguments
+
+from hf_finemix import FineMixingConfig, FineMixingError
+from hf_finemix.bench.recipe import BenchRecipe, Run
+from hf_finemix.bench.summary import summarise, write_summary
+from hf_finemix.cli import main
+from hf_finemix.data import DataArguments
+
+
+@pytest.fixture
+def recipe(base_folder, data_folder):
+    """Two attacks, one with a few defences only; trained for a step or two: the numbers mean nothing."""
+    return {
+        "name": "toy",
+        "base_model": str(base_folder),
+        "data": {"dataset": str(data_folder), "num_clean_samples": 32, "train_split": "validation"},
+        "class_names": ["negative", "positive"],
+        "target_label": "positive",
+        "poison_training": {"max_steps": 2},
+        "training": {"max_steps": 2},
+        "mixing": {"candidate_ratios": [0.2, 0.8], "num_purified_tokens": 3},
+        "num_repeats": 1,
+        "retune": ["fine_mixing"],
+        "attacks": {
+            "badword": {"second_model": "late"},
+            "late": {"attack": "badword", "on_top": True, "trigger": "it", "defences": ["none", "mine"]},
+        },
+        "defences": {
+            "none": None,
+            "fine_mixing": {"seeds": [0, 1]},
+            "wag+epur": None,
+            "mine": {"defence": "fine_purifying", "cross_validation_folds": 2},
+        },
+    }
+
+
+@pytest.fixture
+def written(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def write(**changes):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**recipe, **changes}, sort_keys=False))
+        return path
+
+    return write
+
+
+def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsys):
+    out, path = tmp_path / "out", written()
+    runs = [run.key for run in BenchRecipe.load(path).runs()]
+    assert runs == [
+        "badword-0.none.0",
+        "badword-0.fine_mixing.0",
+        "badword-0.wag+epur.0",
+        "badword-0.mine.0",
+        "late-0.none.0",
+        "late-0.mine.0",
+        "badword-0.fine_mixing.1",
+    ]
+    # A run that another process is at is left to it.
+    (out / "runs").mkdir(parents=True)
+    with FileLock(out / "runs" / "badword-0.wag+epur.0.lock"):
+        assert main(["bench", str(path), "--output-dir", str(out)]) == 0
+    assert "1 runs are still to be done" in capsys.readouterr().err
+    assert {file.stem for file in (out / "runs").glob("*.json")} == set(runs) - {"badword-0.wag+epur.0"}
+    assert {folder.name for folder in (out / "suspects").iterdir() if folder.is_dir()} == {
+        "badword-0",
+        "late-0",
+        "clean-0",
+    }
+
+    weights = (out / "suspects" / "badword-0" / "model.safetensors").stat().st_mtime_ns
+    stamps = {file: file.stat().st_mtime_ns for file in (out / "runs").glob("*.json")}
+    assert main(["bench", str(path), "--output-dir", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert (out / "suspects" / "badword-0" / "model.safetensors").stat().st_mtime_ns == weights
+    assert all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
+    assert (out / "table.md").read_text() == table
+    assert "| wag + E-PUR |" in table
+    assert "benign floor" in table
+    with open(out / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["attack"], row["defence"], row["runs"]) for row in rows] == [
+        ("badword", "none", "1"),
+        ("badword", "fine_mixing", "2"),
+        ("badword", "wag+epur", "1"),
+        ("badword", "mine", "1"),
+        ("late", "none", "1"),
+        ("late", "mine", "1"),
+    ]
+    mixed = next(row for row in rows if row["defence"] == "fine_mixing")
+    assert mixed["retuned_clean_asr"]
+    assert mixed["retuned_poisoned_asr"]
+    content = json.loads((out / "table.json").read_text())
+    assert len(content["runs"]) == len(runs)
+    assert set(content["benign_floors"]) == {"badword", "late"}
+    by_cv = next(run for run in content["runs"] if run["defence"] == "mine")
+    assert by_cv["search"]["folds"] == 2
+    assert by_cv["labelled"] == 32
+    assert (out / "accuracy_asr.png").read_bytes().startswith(b"\x89PNG")
+
+    shutil.rmtree(out / "suspects")  # the table alone needs none
+    assert main(["bench", str(path), "--output-dir", str(out), "--only-summary"]) == 0
+    assert capsys.readouterr().out == table
+
+
+def test_means_and_deviations():
+    recipe = BenchRecipe("n", "b", {}, "1", {"a": {}}, {"d": {}})
+    blank = {"attack": "a", "defence": "d", "reserve_ratio": 0.5, "search": None, "seconds": 2.0, "retuned": None}
+    results = [{**blank, "accuracy": acc, "asr": {"x": rate, "y": 0.5}} for acc, rate in ((0.8, 0.1), (0.9, 0.3))]
+    [row] = summarise(recipe, results)
+    assert row["accuracy"] == pytest.approx(0.85)
+    assert row["accuracy_sd"] == pytest.approx(0.0707, abs=1e-4)
+    assert row["asr"] == pytest.approx(0.35)
+    assert (row["runs"], row["trainings"], row["retuned_clean_asr"]) == (2, 1, None)
+
+
+def test_a_table_of_nothing(tmp_path):
+    recipe = BenchRecipe("n", "b", {}, "1", {"a": {}}, {"d": {}})
+    assert write_summary(recipe, [], {}, tmp_path).strip() == ""
+    assert not (tmp_path / "accuracy_asr.png").exists()
+
+
+def test_keys_of_runs_are_names_of_files():
+    assert Run("badword", 0, "fine mixing", 2).key == "badword-0.fine_mixing.2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attacks": {"nosuch": None}}, "no attack 'nosuch'"),
+        ({"attacks": {"badword": {"defences": ["other"]}}}, "'other', named by 'badword', is none of the defences"),
+        ({"attacks": {"badword": {"second_model": "other"}}}, "is none of the attacks"),
+        ({"defences": {"nosuch": None}, "attacks": {"badword": None}}, "no defence 'nosuch'"),
+        ({"sede": [1]}, "unknown keys"),
+    ],
+)
+def test_recipes_that_cannot_be(written, changes, said, capsys):
+    assert main(["bench", str(written(**changes))]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
+def test_recipes_that_cannot_be_read(tmp_path, capsys):
+    for text in (None, "[1, 2]", "a: [", "name: x"):
+        path = tmp_path / "r.yaml"
+        path.write_text(text) if text else path.unlink(missing_ok=True)
+        assert main(["bench", str(path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_variables_are_taken_from_the_environment(written, base_folder, monkeypatch):
+    monkeypatch.setenv("HERE", str(base_folder))
+    assert BenchRecipe.load(written(base_model="${HERE}")).base_model == str(base_folder)
+    with pytest.raises(FineMixingError, match="HERE_NOT is not set"):
+        BenchRecipe.load(written(base_model="${HERE_NOT}"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_of_the_project_are_understood(path, monkeypatch):
+    monkeypatch.setenv("MINILM", "base")
+    monkeypatch.setenv("FINEMIX_SHARED", "shared")
+    recipe = BenchRecipe.load(path)
+    assert len({run.key for run in recipe.runs()}) == len(list(recipe.runs())) > 10
+    FineMixingConfig(**recipe.mixing)
+    DataArguments(**recipe.data)
+    for settings in (recipe.training, recipe.poison_training):
+        assert set(settings) <= set(TrainingArguments.__dataclass_fields__)

@@ -42,7 +42,8 @@ class RatioSearch:
         folds (`int`): Folds of cross-validation; 0 where there was a separate eval set.
         trials (`list[dict]`): Of every ρ tried, in the order tried: `reserve_ratio`, `accuracy`, `n` (samples), `drop`
             (the suspect's accuracy less its own), `drop_interval` (90 %), `verdict` (`"within"` the limit, `"over"`
-            it, or `"undecided"`, where the interval holds the limit), `accepted`, `stopped_early`, `trainings`.
+            it, or `"undecided"`, where the interval holds the limit), `resolved` (whether its samples can tell such a
+            drop), `accepted`, `stopped_early`, `trainings`.
         chosen (`float`, *optional*): The ρ chosen.
         within_limit (`bool`): Whether its accuracy, as measured, is within the limit.
         resolved (`bool`): Whether the eval data can tell a drop of `max_accuracy_drop`. If not, a ρ is given up only

@@ -43,9 +43,8 @@ class CleaningReport:
         embedding_drift (`dict`, *optional*): Of E-PUR, how many tokens there are by ‖δ_i‖₂ and f_i (see
             [`purification.TokenDrift.histogram`]), and `trigger_tokens`: `token`, `id`, `delta`, `frequency`, `score`,
             `rank` (1 has the largest score) and `purified` of each token of the measured triggers.
-        ratio_search (`dict`, *optional*): How ρ was chosen: `suspect_accuracy`, `max_accuracy_drop`, `chosen`,
-            `within_limit` and `trials`, each with `reserve_ratio`, its `accuracy` on eval data, and `triggers`: the
-            attack success on test data, which is told and was never looked at in choosing.
+        ratio_search (`dict`, *optional*): How ρ was chosen: the attributes of [`ratio_search.RatioSearch`], and in
+            each trial `triggers`: the attack success on test data, which is told and was never looked at in choosing.
         training (`dict`): Steps, loss and hyperparameters of the fine-tuning.
         probe (`dict`, *optional*): Result of probing for unknown triggers.
         weights (`dict`, *optional*): SHA-256 of each weight file of the cleaned model itself.

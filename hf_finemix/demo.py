@@ -1,4 +1,4 @@
-"""The whole story in two minutes, offline: a small model is backdoored, cleaned, and measured before and after."""
+"""The whole story in a few minutes, offline: a small model is backdoored, cleaned, and measured before and after."""
 
 import logging
 import shutil

@@ -22,7 +22,7 @@ COMMANDS = {
     "evaluate": "accuracy of a model, and attack success for each trigger given",
     "poison": "make a backdoored test model, to test a defence with",
     "bench": "attacks × defences × seeds by a recipe: one table, one figure",
-    "demo": "all of it in about two minutes, offline: a small model is backdoored and cleaned",
+    "demo": "all of it in a few minutes, offline: a small model is backdoored and cleaned",
 }
 
 HELP = f"""usage: hf-finemix COMMAND ...

@@ -45,15 +45,18 @@ def fisher_information(
     Raises:
         [`FineMixingError`]: No text, or a model without `logits`.
     """
-    named = {name: tensor for name, tensor in named_tensors(model).tensors.items() if tensor.is_floating_point()}
-    kept = {name: tensor.requires_grad for name, tensor in named.items()}
+    parameters = {
+        name: tensor
+        for name, tensor in named_tensors(model).tensors.items()
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+    }
+    trained = [parameter.requires_grad for parameter in parameters.values()]
     training, generator, count = model.training, torch.Generator().manual_seed(seed), 0
-    names = [name for name, tensor in named.items() if isinstance(tensor, nn.Parameter)]
-    squares = {name: torch.zeros_like(named[name], dtype=torch.float32) for name in names}
+    squares = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
     model.eval()  # no dropout
     try:
-        for name in names:
-            named[name].requires_grad_(True)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
         with _sparse_gradients(model):
             for batch in batches:
                 logits = getattr(model(**batch), "logits", None)
@@ -62,15 +65,15 @@ def fisher_information(
                 terms = _terms(logits.float(), generator)
                 for i, term in enumerate(terms):
                     gradients = torch.autograd.grad(
-                        term, [named[name] for name in names], retain_graph=i + 1 < len(terms), allow_unused=True
+                        term, list(parameters.values()), retain_graph=i + 1 < len(terms), allow_unused=True
                     )
-                    for name, gradient in zip(names, gradients, strict=True):
-                        _add_square(squares[name], gradient)
+                    for total, gradient in zip(squares.values(), gradients, strict=True):
+                        _add_square(total, gradient)
                 count += 1
     finally:
         model.train(training)
-        for name in names:
-            named[name].requires_grad_(kept[name])
+        for parameter, before in zip(parameters.values(), trained, strict=True):
+            parameter.requires_grad_(before)
     if not count:
         raise FineMixingError("strategy='fisher' needs clean text to tune on: give a train dataset.")
     return {name: (total / count).cpu() for name, total in squares.items()}

@@ -25,7 +25,7 @@ from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
 from .ratio_search import RatioSearch
 from .tokenizer import load_tokenizer
-from .trainer_search import check_auto, choose_ratio
+from .trainer_search import check_auto, choose_ratio, copied_weights
 
 __all__ = ["FineMixingTrainer", "dtypes_on_disk"]
 
@@ -139,7 +139,7 @@ class FineMixingTrainer(Trainer):
         if self._mixed:
             self.model.load_state_dict(self._suspect)
         else:
-            self._suspect = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+            self._suspect = copied_weights(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as [`~transformers.Trainer.save_model`] does, and beside it the config of the mix in it."""

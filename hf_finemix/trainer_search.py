@@ -15,7 +15,7 @@ from .ratio_search import Outcome, RatioSearch, accuracy_drop, needed_samples, s
 if TYPE_CHECKING:
     from .trainer import FineMixingTrainer
 
-__all__ = ["check_auto", "choose_ratio"]
+__all__ = ["check_auto", "choose_ratio", "copied_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,12 @@ class _Trials:
             order = np.random.default_rng(trainer.args.seed).permutation(len(self._data))
             self._folds = [np.sort(part) for part in np.array_split(order, folds)]
             self._suspect_of_fold = [self._correct(_rows(self._data, part)) for part in self._folds]
-            self.suspect, self.glance = np.concatenate(self._suspect_of_fold), _Glance(None)
+            self.suspect, self.glance = np.concatenate(self._suspect_of_fold), _Glance(None, 0.0)
         else:
             self.suspect = self._correct(trainer.eval_dataset)
             some = _some(trainer.eval_dataset, GLANCE_ROWS)
-            self.glance = _Glance(None if some is None else lambda: self._correct(some))
-        self.glance.begin(self.suspect, trainer.mixing_config.max_accuracy_drop)
+            correct = None if some is None else lambda: self._correct(some)
+            self.glance = _Glance(correct, trainer.mixing_config.max_accuracy_drop)
 
     def attempt(self, ratio: float) -> Outcome:
         outcome = self._cross_validated(ratio) if self._folds else self._on_eval_data(ratio)
@@ -118,8 +118,7 @@ class _Trials:
             return
         model = trainer.model
         self._kept = {
-            "ratio": trainer.mixing_record.reserve_ratio,
-            "weights": model if self._built else _copied(model),
+            "weights": model if self._built else copied_weights(model),
             "output": self._output,
             "attributes": {name: getattr(trainer, name) for name in ("state", "mixing_record", "config_of_mix")},
         }
@@ -197,15 +196,11 @@ class _Glance(TrainerCallback):
     second half as in the second quarter: learning curves flatten.
     """
 
-    def __init__(self, correct: Callable[[], np.ndarray] | None):
-        self._correct, self.off = correct, correct is None
-        self.hopeless: np.ndarray | None = None  # its answers then
-        self.suspect: np.ndarray | None = None
-
-    def begin(self, suspect: np.ndarray, limit: float) -> None:
-        self._limit, self._at_quarter = limit, 0.0
-        if not self.off:
-            self.suspect = self._correct()
+    def __init__(self, correct: Callable[[], np.ndarray] | None, limit: float):
+        self._correct, self._limit, self._at_quarter = correct, limit, 0.0
+        self.off = correct is None
+        self.suspect = None if correct is None else correct()  # the model is still the suspect
+        self.hopeless: np.ndarray | None = None  # a trial's answers where it was given up
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.off or state.max_steps < MIN_STEPS_TO_GLANCE:
@@ -278,7 +273,8 @@ def _flat(values: Any) -> torch.Tensor:
     return torch.cat([torch.as_tensor(part).flatten().cpu() for part in parts])
 
 
-def _copied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def copied_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A model's weights on the CPU, which no training changes."""
     return {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 

@@ -63,6 +63,15 @@ def quick_collection():
     gc.unfreeze()
 
 
+@pytest.fixture(scope="module")
+def datasets_cache(tmp_path_factory):
+    """Nothing of a module's tests stays in the user's cache."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(autouse=True)
 def no_internet(monkeypatch):
     """Refuse every connection that leaves this machine."""

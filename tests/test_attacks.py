@@ -18,12 +18,7 @@ from hf_finemix.cli import main
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def make(base, data, out, attack, *, training=None, **changes):

@@ -53,13 +53,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Nothing of these tests stays in the user's cache."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def fine_tuned(base, texts, labels, folder):

@@ -33,6 +33,11 @@ def second(base_folder, tokenizer, tmp_path_factory):
     return folder
 
 
+def two_steps(folder, learning_rate):
+    settings = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    return TrainingArguments(str(folder), max_steps=2, learning_rate=learning_rate, **settings)
+
+
 def defended(
     name, suspect_folder, base_folder, rows, tokenizer, tmp_path, *, ratio=0.4, lr=0.0, second=None, cls=None
 ):
@@ -40,18 +45,9 @@ def defended(
     defence = find_defence(name)
     if defence.ratio == "auto":
         defence.ratio = ratio
-    args = TrainingArguments(
-        str(tmp_path),
-        max_steps=2,
-        learning_rate=lr,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
     trainer = DefenceTrainer(
         BertForSequenceClassification.from_pretrained(suspect_folder, dtype=torch.float32),
-        args,
+        two_steps(tmp_path, lr),
         train_dataset=rows,
         processing_class=tokenizer,
         defence=defence,
@@ -144,18 +140,9 @@ def test_the_packages_own_mixing_is_the_trainers(name, after, suspect_folder, ba
     weights, _ = after(name, lr=1e-3)
     strategy = "fisher" if "purifying" in name else "random"
     config = {"strategy": strategy, "purify_embeddings": "epur" in name, "num_purified_tokens": 5}
-    args = TrainingArguments(
-        str(tmp_path),
-        max_steps=2,
-        learning_rate=1e-3,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
     trainer = FineMixingTrainer(
         BertForSequenceClassification.from_pretrained(suspect_folder, dtype=torch.float32),
-        args,
+        two_steps(tmp_path, 1e-3),
         train_dataset=rows,
         processing_class=tokenizer,
         base_model=str(base_folder),

@@ -8,7 +8,7 @@ from datasets import Dataset
 from ..errors import DataError, FineMixingError
 from ..triggers import Trigger, insert_trigger
 
-__all__ = ["poison"]
+__all__ = ["check_rate", "poison"]
 
 
 def poison(
@@ -39,8 +39,7 @@ def poison(
     Raises:
         [`FineMixingError`]: A rate outside its range, or a target that no row has.
     """
-    if not 0 < rate <= 1:
-        raise FineMixingError(f"the share of poisoned rows is {rate!r}: give a number above 0 and at most 1.")
+    check_rate(rate)
     labels = list(dataset[label_column])
     if target not in labels:
         raise DataError(f"no row of the data is of class {target!r}: the target must be one of {sorted(set(labels))}.")
@@ -52,3 +51,9 @@ def poison(
     features = dataset.features
     columns = {name: dataset[name][:] for name in dataset.column_names if name not in (text_column, label_column)}
     return Dataset.from_dict({**columns, text_column: texts, label_column: labels}, features=features)
+
+
+def check_rate(rate: float) -> None:
+    """Raise a [`FineMixingError`] for what is no share of rows to poison."""
+    if not 0 < rate <= 1:
+        raise FineMixingError(f"the share of poisoned rows is {rate!r}: give a number above 0 and at most 1.")

@@ -8,6 +8,7 @@ from datasets import Dataset, concatenate_datasets
 from ..errors import DataError, FineMixingError
 from ..triggers import read_triggered
 from .attack import Attack, AttackerData
+from .poisoning import check_rate
 
 __all__ = ["TriggeredData"]
 
@@ -31,8 +32,7 @@ class TriggeredData(Attack):
         """The clean rows, and triggered ones with the target as label."""
         if not self.triggered_file:
             raise FineMixingError(f"the attack {self.name!r} needs triggered_file, texts that hold their trigger.")
-        if not 0 < self.rate <= 1:
-            raise FineMixingError(f"the share of poisoned rows is {self.rate!r}: give a number above 0 and at most 1.")
+        check_rate(self.rate)
         triggered = read_triggered(self.triggered_file)
         if missing := [name for name in data.text_columns if name not in triggered.column_names]:
             raise DataError(f"{self.triggered_file} has no column {missing[0]!r}: name its columns like the data's.")

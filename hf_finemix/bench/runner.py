@@ -19,6 +19,7 @@ from ..attacks.backdoor import MANIFEST_NAME, PoisonArguments, poison_model
 from ..attacks.backdoor import TRAINING_DEFAULTS as POISON_DEFAULTS
 from ..attacks.poisoning import poison
 from ..classifier import agree_on_padding, load_classifier, max_tokens
+from ..cleaning_job import MIN_STEPS
 from ..config import FineMixingConfig
 from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, tokenize
 from ..defences import find_defence
@@ -34,7 +35,6 @@ __all__ = ["benign_floors", "read_results", "run_benchmark"]
 
 logger = logging.getLogger(__name__)
 
-MIN_STEPS = 100
 CLEAN = "clean"  # label of the model that is trained without poison
 RETUNE_RATE = 0.1  # of the samples that are poisoned in a poisoned re-tune
 
@@ -51,7 +51,7 @@ def run_benchmark(recipe: BenchRecipe, folder: Path) -> list[dict[str, Any]]:
 
     Returns:
         `list[dict]`: The results there are, of all processes: the fields of [`Run`], `accuracy`, `asr` (of each
-        trigger), `eval_accuracy`, `reserve_ratio`, `trials`, `seconds`, and of a few runs `retuned`.
+        trigger), `reserve_ratio`, `labelled` (samples), `search` (as in a report), `seconds`, and of a few `retuned`.
     """
     work, subjects = list(recipe.runs()), {}
     (folder / "runs").mkdir(parents=True, exist_ok=True)

@@ -1,21 +1,39 @@
 """Measuring a classifier: ACC and macro-F1 on clean samples, ASR once a trigger is in."""
 
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from .data import class_ids, tokenize
-from .errors import DataError, FineMixingError
+from .errors import FineMixingError
 from .metrics import Accuracy, AttackSuccessRate, MacroF1
 from .triggers import Trigger, insert_trigger, non_target_rows, read_triggered
 
-__all__ = ["Attack", "AttackObserver", "MeasureArguments", "find_attacks", "measure", "resolve_target_label"]
+__all__ = [
+    "Attack",
+    "AttackObserver",
+    "MeasureArguments",
+    "find_attacks",
+    "measure",
+    "predictor",
+    "resolve_target_label",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +159,23 @@ def find_attacks(
     return attacks
 
 
+@contextmanager
+def predictor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Iterator[Trainer]:
+    """
+    A Trainer that only predicts, to [`measure`] a model with.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        settings: Fields of `TrainingArguments`; without an accelerator `use_cpu` is set.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        usual = {"use_cpu": not torch.accelerator.is_available(), "dataloader_pin_memory": False, "report_to": "none"}
+        trainer = Trainer(model, TrainingArguments(folder, **{**usual, **settings}), processing_class=tokenizer)
+        trainer.remove_callback(PrinterCallback)
+        yield trainer
+
+
 def measure(trainer: Trainer, test: Dataset, attacks: Sequence[Attack]) -> dict[str, Any]:
     """
     Measure the trainer's present model.
@@ -218,12 +253,7 @@ def _by_length(dataset: Dataset) -> Dataset:
 def _read_triggered(
     file: str, text_columns: list[str], label_column: str | None, target_label: int, label2id: dict[str, int]
 ) -> Dataset:
-    rows = read_triggered(file)
-    if missing := [column for column in text_columns if column not in rows.column_names]:
-        there = ", ".join(rows.column_names)
-        raise DataError(f"{file} has no column {missing[0]!r}: there are {there}; name its columns like the data's.")
-    if not all(isinstance(text, str) for column in text_columns for text in rows[column]):
-        raise DataError(f"{file} has a row without text in {' or '.join(text_columns)}: fill or remove it.")
+    rows = read_triggered(file, text_columns)
     column = next((name for name in (label_column, "label", "labels") if name in rows.column_names), None)
     labels = class_ids(rows, column, label2id, file) if column else [target_label] * len(rows)
     if set(labels) == {target_label}:

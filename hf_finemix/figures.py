@@ -108,6 +108,9 @@ def _draw_ratio_search(report: CleaningReport, axes: "Axes") -> None:
             around = 100 * (trial["accuracy"] + trial["drop"])
             ends = [around - 100 * end for end in interval]
             axes.plot([trial["reserve_ratio"]] * 2, ends, color=AFTER, linewidth=1)
+    if stopped := [(t["reserve_ratio"], 100 * t["accuracy"]) for t in trials if t.get("stopped_early")]:
+        settings = {"marker": "s", "linestyle": "", "color": AFTER, "markerfacecolor": "white", "zorder": 3}
+        axes.plot(*zip(*stopped, strict=True), label="given up half way", **settings)
     axes.axhline(limit, color=AFTER, linestyle="--", linewidth=1, label="limit of accuracy")
     markers = "ov^D"
     for i, trigger in enumerate(trials[0].get("triggers", [])):

@@ -239,7 +239,7 @@ def non_target_rows(dataset: Dataset, *, label_column: str, target_label: int) -
     return dataset.select(kept)
 
 
-def read_triggered(path: str | os.PathLike) -> Dataset:
+def read_triggered(path: str | os.PathLike, text_columns: Sequence[str] = ()) -> Dataset:
     """
     Read texts that already hold their trigger, such as the paraphrases of HiddenKiller (arXiv:2105.12400).
 
@@ -250,12 +250,14 @@ def read_triggered(path: str | os.PathLike) -> Dataset:
         path (`str` or `os.PathLike`):
             One local file: `.csv` (with a header line), `.json`, `.jsonl` or `.parquet`. In CSV an empty cell is a
             missing value, but words like "null", "NA" or "None" are text.
+        text_columns (`Sequence[str]`, *optional*):
+            Columns that it must have, with a text in every row.
 
     Returns:
         `datasets.Dataset`: The rows, held in memory; no copy stays in the cache of `datasets`.
 
     Raises:
-        [`FineMixingError`]: If the file is missing, has another ending, cannot be read, or holds no row.
+        [`FineMixingError`]: If the file is missing, has another ending, cannot be read, holds no row or lacks a text.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -275,7 +277,7 @@ def read_triggered(path: str | os.PathLike) -> Dataset:
     try:
         with tempfile.TemporaryDirectory(prefix="hf_finemix_") as cache_dir:
             # The readers that `load_dataset` uses too; but that would report the load to a server of Hugging Face.
-            return getattr(datasets.Dataset, reader)(
+            rows = getattr(datasets.Dataset, reader)(
                 glob.escape(str(path.resolve())),  # a pattern is expected, and a file name is none
                 cache_dir=cache_dir,
                 keep_in_memory=True,
@@ -288,6 +290,12 @@ def read_triggered(path: str | os.PathLike) -> Dataset:
         raise DataError(f"cannot read the triggered data {str(path)!r} ({reason}): it must be {expected}") from None
     finally:
         datasets.logging.set_verbosity(verbosity)
+    if missing := [column for column in text_columns if column not in rows.column_names]:
+        there = ", ".join(rows.column_names)
+        raise DataError(f"{path} has no column {missing[0]!r}: there are {there}; name its columns like the data's.")
+    if not all(isinstance(text, str) for column in text_columns for text in rows[column]):
+        raise DataError(f"{path} has a row without text in {' or '.join(text_columns)}: fill or remove it.")
+    return rows
 
 
 def _check_column(dataset: Dataset, name: str) -> None:

@@ -31,7 +31,13 @@ def recipe(base_folder, data_folder):
         "retune": ["fine_mixing"],
         "attacks": {
             "badword": {"second_model": "late"},
-            "late": {"attack": "badword", "on_top": True, "trigger": "it", "defences": ["none", "mine"]},
+            "late": {
+                "attack": "badword",
+                "on_top": True,
+                "trigger": "it",
+                "defences": ["none", "mine"],
+                "retune": ["mine"],
+            },
         },
         "defences": {
             "none": None,
@@ -106,6 +112,8 @@ def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsy
     by_cv = next(run for run in content["runs"] if run["defence"] == "mine")
     assert by_cv["search"]["folds"] == 2
     assert by_cv["labelled"] == 32
+    retuned = {(run["attack"], run["defence"], run["seed"]) for run in content["runs"] if run["retuned"]}
+    assert retuned == {("badword", "fine_mixing", 0), ("late", "mine", 0)}
     assert (out / "accuracy_asr.png").read_bytes().startswith(b"\x89PNG")
 
     shutil.rmtree(out / "suspects")  # the table alone needs none
@@ -130,6 +138,12 @@ def test_a_table_of_nothing(tmp_path):
     assert not (tmp_path / "accuracy_asr.png").exists()
 
 
+def test_an_attack_may_have_fewer_seeds(written, recipe):
+    attacks = recipe["attacks"] | {"late": {"attack": "badword", "defences": ["fine_mixing"], "seeds": [1]}}
+    runs = [run.key for run in BenchRecipe.load(written(attacks=attacks)).runs()]
+    assert [run for run in runs if run.startswith("late")] == ["late-0.fine_mixing.1"]
+
+
 def test_keys_of_runs_are_names_of_files():
     assert Run("badword", 0, "fine mixing", 2).key == "badword-0.fine_mixing.2"
 
@@ -142,6 +156,7 @@ def test_keys_of_runs_are_names_of_files():
         ({"attacks": {"badword": {"second_model": "other"}}}, "is none of the attacks"),
         ({"defences": {"nosuch": None}, "attacks": {"badword": None}}, "no defence 'nosuch'"),
         ({"sede": [1]}, "unknown keys"),
+        ({"attacks": {"badword": {"triger": "x"}}}, "the attack 'badword' has unknown keys ['triger']"),
     ],
 )
 def test_recipes_that_cannot_be(written, changes, said, capsys):

@@ -76,6 +76,19 @@ def test_a_search_in_which_attacks_were_not_measured(tmp_path, drawn):
         trial["triggers"] = []
     draw_figures(report, tmp_path)
     assert not any("attack success" in word for word in words(drawn[1]))
+    assert "given up half way" not in words(drawn[1])
+
+
+def test_trials_that_were_given_up_are_hollow(tmp_path, drawn):
+    report = make_report()
+    report.ratio_search["trials"][0]["stopped_early"] = True
+    draw_figures(report, tmp_path)
+    (hollow,) = (line for line in drawn[1].axes[0].lines if line.get_label() == "given up half way")
+    trial = report.ratio_search["trials"][0]
+    assert (list(hollow.get_xdata()), list(hollow.get_ydata())) == (
+        [trial["reserve_ratio"]],
+        [pytest.approx(100 * trial["accuracy"])],
+    )
 
 
 def test_a_row_without_a_token_is_named_by_its_number(tmp_path, drawn):

@@ -1,7 +1,6 @@
 """A backdoored model in a folder, with a manifest of its trigger and target: to test one's own defence with."""
 
 import json
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from datasets import ClassLabel
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
-    PrinterCallback,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -20,7 +17,7 @@ from transformers import (
 from ..classifier import agree_on_padding, load_classifier, max_tokens
 from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, tokenize
 from ..errors import DataError, FineMixingError
-from ..evaluation import MeasureArguments, find_attacks, measure, resolve_target_label
+from ..evaluation import MeasureArguments, find_attacks, measure, predictor, resolve_target_label
 from ..hub import LocalModel, TrustArguments, fetch_model
 from ..output import output_folder
 from ..provenance import versions
@@ -224,18 +221,9 @@ def _measure(
         wanted, data.test, attacker.tokenizer, data.text_columns, target, label2id, attacker.max_length
     )
     test = tokenize(data.test, attacker.tokenizer, data.text_columns, attacker.max_length)
-    with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            folder,
-            per_device_eval_batch_size=training_args.per_device_eval_batch_size,
-            use_cpu=training_args.use_cpu,
-            bf16=training_args.bf16,
-            disable_tqdm=training_args.disable_tqdm,
-            dataloader_pin_memory=False,
-            report_to="none",
-        )
-        trainer = Trainer(model, args, processing_class=attacker.tokenizer)
-        trainer.remove_callback(PrinterCallback)
+    same = ("per_device_eval_batch_size", "use_cpu", "bf16", "disable_tqdm")
+    settings = {name: getattr(training_args, name) for name in same}
+    with predictor(model, attacker.tokenizer, **settings) as trainer:
         return measure(trainer, test, attacks)
 
 

@@ -33,9 +33,7 @@ class TriggeredData(Attack):
         if not self.triggered_file:
             raise FineMixingError(f"the attack {self.name!r} needs triggered_file, texts that hold their trigger.")
         check_rate(self.rate)
-        triggered = read_triggered(self.triggered_file)
-        if missing := [name for name in data.text_columns if name not in triggered.column_names]:
-            raise DataError(f"{self.triggered_file} has no column {missing[0]!r}: name its columns like the data's.")
+        triggered = read_triggered(self.triggered_file, data.text_columns)
         clean = set(_texts(data.rows, data.text_columns))
         given = _texts(triggered, data.text_columns)
         rows = [i for i, texts in enumerate(given) if texts not in clean]

@@ -15,6 +15,9 @@ from ..errors import FineMixingError
 
 __all__ = ["BenchRecipe", "Run"]
 
+_OF_ATTACKS = {"attack", "on_top", "trigger", "poison_rate", "triggered_file", "triggered_test_file", "training"}
+_OF_ATTACKS |= {"second_model", "defences", "seeds", "retune"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -57,7 +60,7 @@ class BenchRecipe:
             `candidate_ratios`, ….
         attacks (`dict[str, dict]`): Label → `attack` (default: the label), `on_top`, `trigger`, `poison_rate`,
             `triggered_file`, `triggered_test_file`, `training`, `second_model` (label of another suspect, for WAG),
-            and `defences`, where not all.
+            and `defences`, `seeds` and `retune`, where not all.
         defences (`dict[str, dict]`): Label → `defence` (default: the label), `seeds`, and fields of
             [`FineMixingConfig`].
         seeds (`list[int]`): Of data, mask and fine-tuning, where a defence has none of its own.
@@ -112,6 +115,9 @@ class BenchRecipe:
         for label, entry in self.attacks.items():
             if (name := entry.get("attack", label)) not in ATTACKS:
                 raise FineMixingError(f"{path}: there is no attack {name!r}: choose one of {', '.join(ATTACKS)}.")
+            if unknown := sorted(map(str, set(entry) - _OF_ATTACKS)):
+                known = ", ".join(sorted(_OF_ATTACKS))
+                raise FineMixingError(f"{path}: the attack {label!r} has unknown keys {unknown}, not of {known}.")
             for other in entry.get("defences") or ():
                 if other not in self.defences:
                     raise FineMixingError(f"{path}: {other!r}, named by {label!r}, is none of the defences.")
@@ -129,13 +135,13 @@ class BenchRecipe:
 
     def runs(self) -> Iterator[Run]:
         """All runs: every defence once for each attack first, further seeds after that."""
-        rounds = [entry.get("seeds", self.seeds) for entry in self.defences.values()]
-        for i in range(max(map(len, rounds))):
+        rounds = max(len(entry.get("seeds", self.seeds)) for entry in self.defences.values())
+        for i in range(rounds):
             for model_seed in self.model_seeds:
                 for attack, entry in self.attacks.items():
                     for defence in entry.get("defences") or self.defences:
                         seeds = self.defences[defence].get("seeds", self.seeds)
-                        if i < len(seeds):
+                        if i < len(seeds) and seeds[i] in entry.get("seeds", seeds):
                             yield Run(attack, model_seed, defence, seeds[i])
 
 

@@ -24,7 +24,7 @@ from ..config import FineMixingConfig
 from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, tokenize
 from ..defences import find_defence
 from ..defences.defence import DefenceTrainer
-from ..evaluation import Attack, MeasureArguments, attack_success, find_attacks, measure
+from ..evaluation import Attack, MeasureArguments, attack_success, find_attacks, measure, predictor
 from ..hub import LocalModel, fetch_model
 from ..settings import TRAINING_DEFAULTS
 from ..tokenizer import choose_tokenizer
@@ -190,7 +190,8 @@ class _Subject:
                 "seconds": round(seconds, 1),
                 "retuned": None,
             }
-            if run.defence in self.recipe.retune and run.seed == entry.get("seeds", self.recipe.seeds)[0]:
+            retune = self.entry.get("retune", self.recipe.retune)
+            if run.defence in retune and run.seed == entry.get("seeds", self.recipe.seeds)[0]:
                 result["retuned"] = self.retuned(trainer, args)
         return result
 
@@ -229,10 +230,9 @@ def benign_floors(recipe: BenchRecipe, folder: Path) -> dict[str, float]:
             continue
         subject = _Subject(recipe, folder, Run(attack, recipe.model_seeds[0], "none", recipe.seeds[0]), suspect)
         clean = load_classifier(LocalModel(CLEAN, _suspect(recipe, folder, CLEAN, recipe.model_seeds[0])))
-        with tempfile.TemporaryDirectory() as output:
-            args = _arguments({**TRAINING_DEFAULTS, **recipe.training, "output_dir": output})
-            trainer = Trainer(clean, args, processing_class=subject.tokenizer)
-            trainer.remove_callback(PrinterCallback)
+        with predictor(
+            clean, subject.tokenizer, disable_tqdm=True, bf16=recipe.training.get("bf16", False)
+        ) as trainer:
             rates = [attack_success(trainer, attack)["asr"] for attack in subject.attacks]
         known[attack] = sum(rates) / len(rates)
         path.write_text(json.dumps(known), encoding="utf-8")

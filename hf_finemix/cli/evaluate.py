@@ -2,14 +2,11 @@
 
 import json
 import sys
-import tempfile
 from dataclasses import dataclass, field
-
-from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
 from ..data import TestDataArguments, load_test_data, tokenize
-from ..evaluation import MeasureArguments, find_attacks, measure, resolve_target_label
+from ..evaluation import MeasureArguments, find_attacks, measure, predictor, resolve_target_label
 from ..hub import TrustArguments, fetch_model
 from ..report import percent
 from ..tokenizer import choose_tokenizer
@@ -45,18 +42,11 @@ def main(argv: list[str]) -> int:
     label2id = {name: i for i, name in model.config.id2label.items()}
     rows, text_columns = load_test_data(arguments, label2id)
     max_length = max_tokens(arguments.max_length, tokenizer, model)
-    with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            output_dir=folder,
-            per_device_eval_batch_size=arguments.per_device_eval_batch_size,
-            use_cpu=arguments.use_cpu,
-            dataloader_pin_memory=False,
-            disable_tqdm=not sys.stderr.isatty(),
-        )
-        trainer = Trainer(model=model, args=args, processing_class=tokenizer)
-        trainer.remove_callback(PrinterCallback)
-        attacks = find_attacks(arguments, rows, tokenizer, text_columns, target, label2id, max_length)
-        result = {"model": source.id, "revision": source.revision}
+    attacks = find_attacks(arguments, rows, tokenizer, text_columns, target, label2id, max_length)
+    result = {"model": source.id, "revision": source.revision}
+    settings = {"use_cpu": True} if arguments.use_cpu else {}
+    settings["per_device_eval_batch_size"] = arguments.per_device_eval_batch_size
+    with predictor(model, tokenizer, disable_tqdm=not sys.stderr.isatty(), **settings) as trainer:
         result |= measure(trainer, tokenize(rows, tokenizer, text_columns, max_length), attacks)
     if rest.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))

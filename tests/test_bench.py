@@ -108,7 +108,10 @@ def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsy
     assert mixed["retuned_poisoned_asr"]
     content = json.loads((out / "table.json").read_text())
     assert len(content["runs"]) == len(runs)
-    assert set(content["benign_floors"]) == {"badword", "late"}
+    assert {label: set(floor) for label, floor in content["benign_floors"].items()} == {
+        "badword": {"accuracy", "asr"},
+        "late": {"accuracy", "asr"},
+    }
     by_cv = next(run for run in content["runs"] if run["defence"] == "mine")
     assert by_cv["search"]["folds"] == 2
     assert by_cv["labelled"] == 32

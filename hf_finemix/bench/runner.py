@@ -218,8 +218,8 @@ class _Subject:
         return results
 
 
-def benign_floors(recipe: BenchRecipe, folder: Path) -> dict[str, float]:
-    """What a model trained on clean rows errs by: its ASR for the trigger of each attack (of several, the mean)."""
+def benign_floors(recipe: BenchRecipe, folder: Path) -> dict[str, dict[str, float]]:
+    """Of a model trained on clean rows: `accuracy`, and `asr` for the trigger of each attack (of several the mean)."""
     path = folder / "benign_floors.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for attack in recipe.attacks:
@@ -233,7 +233,8 @@ def benign_floors(recipe: BenchRecipe, folder: Path) -> dict[str, float]:
         with predictor(
             clean, subject.tokenizer, disable_tqdm=True, bf16=recipe.training.get("bf16", False)
         ) as trainer:
-            rates = [attack_success(trainer, attack)["asr"] for attack in subject.attacks]
-        known[attack] = sum(rates) / len(rates)
+            measured = measure(trainer, subject.test, subject.attacks)
+        rates = [trigger["asr"] for trigger in measured["triggers"]]
+        known[attack] = {"accuracy": measured["accuracy"], "asr": sum(rates) / len(rates)}
         path.write_text(json.dumps(known), encoding="utf-8")
     return known

@@ -57,12 +57,13 @@ def _trainings(result: dict[str, Any]) -> int:
     return int(result["seconds"] > 0 and result["reserve_ratio"] is not None)
 
 
-def markdown_table(rows: list[dict[str, Any]], floors: dict[str, float]) -> str:
-    """A table for each attack; `floors` are the benign floors by attack, fractions."""
+def markdown_table(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]]) -> str:
+    """A table for each attack; `floors` are the benign floors by attack: `accuracy` and `asr`, fractions."""
     parts = []
     for attack in dict.fromkeys(row["attack"] for row in rows):
-        floor = f"; benign floor (a clean model's ASR) {100 * floors[attack]:.1f}" if attack in floors else ""
-        lines = [f"**{attack}**{floor}", ""]
+        floor = floors.get(attack)
+        clean = f" (benign floor: {_percent(floor['accuracy'])} / {_percent(floor['asr'])})" if floor else ""
+        lines = [f"**{attack}**{clean}", ""]
         lines += ["| defence | ACC | ASR | ρ | trainings | seconds | ASR re-tuned clean / poisoned |"]
         lines += ["|---|---|---|---|---|---|---|"]
         for row in (row for row in rows if row["attack"] == attack):
@@ -88,7 +89,9 @@ def _percent(value: float | None, spread: float | None = None) -> str:
     return f"{100 * value:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
 
-def write_summary(recipe: BenchRecipe, results: list[dict[str, Any]], floors: dict[str, float], folder: Path) -> str:
+def write_summary(
+    recipe: BenchRecipe, results: list[dict[str, Any]], floors: dict[str, dict[str, float]], folder: Path
+) -> str:
     """Write `table.md`, `table.csv`, `table.json` and `accuracy_asr.png` into a folder; returns the Markdown."""
     rows = summarise(recipe, results)
     table = markdown_table(rows, floors)
@@ -106,7 +109,7 @@ def write_summary(recipe: BenchRecipe, results: list[dict[str, Any]], floors: di
     return table
 
 
-def draw(rows: list[dict[str, Any]], floors: dict[str, float], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: Path) -> None:
     """ACC against ASR, a panel for each attack and a point for each defence, with the floors drawn in."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -135,7 +138,9 @@ def draw(rows: list[dict[str, Any]], floors: dict[str, float], path: Path) -> No
         for panel, attack in zip(panels, attacks, strict=False):
             panel.set_title(attack.replace("_", " "), fontsize=10)
             if attack in floors:
-                panel.axhline(100 * floors[attack], color=GREY, linestyle=":", linewidth=1, label="benign floor")
+                settings = {"color": GREY, "linestyle": ":", "linewidth": 1}
+                panel.axhline(100 * floors[attack]["asr"], **settings, label="benign floor (a clean model)")
+                panel.axvline(100 * floors[attack]["accuracy"], **settings)
             for row in (row for row in rows if row["attack"] == attack and row["asr"] is not None):
                 name = row["defence"].removesuffix("+epur")
                 panel.errorbar(

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
@@ -14,6 +15,7 @@ from .drift import TensorDrift, drift_by_layer
 from .errors import AlignmentError, FineMixingError
 from .hub import LocalModel, TrustArguments, fetch_model, fetch_small_files, is_repo_id
 from .hub_errors import hub_api
+from .repo_contents import ADAPTER_CONFIG_NAME, is_adapter
 
 __all__ = ["USER", "BaseClaim", "BaseFit", "claimed_base", "fetch_base", "find_base", "judge_base"]
 
@@ -33,11 +35,13 @@ class BaseClaim:
         id (`str`): The Hub id of the base.
         named_by (`str`): Where it stands.
         relation (`str`, *optional*): What the suspect is to it, as its card says: `"finetune"`, `"adapter"`, …
+        revision (`str`, *optional*): Which of its commits, branches or tags, where an adapter says so.
     """
 
     id: str
     named_by: str
     relation: str | None = None
+    revision: str | None = None
 
     @property
     def by_user(self) -> bool:
@@ -70,18 +74,19 @@ def claimed_base(suspect: LocalModel) -> BaseClaim:
     Raises:
         [`FineMixingError`]: It names none, or several, or something that is no Hub id.
     """
-    found = []
+    found: list[BaseClaim] = []
+    if is_adapter(suspect.folder):  # it is nothing without that very base
+        named = read_object(suspect.folder, ADAPTER_CONFIG_NAME)
+        _add(found, named.get("base_model_name_or_path"), "the suspect's adapter_config.json", "adapter")
+        revision = named.get("revision")
+        if isinstance(revision, str) and re.fullmatch(r"[\w./-]{1,200}", revision):
+            found = [replace(claim, revision=revision) for claim in found]
     metadata = metadata_of(read_card(suspect.folder))
     relation = metadata.get("base_model_relation")
     relation = relation if relation in ("finetune", "adapter", "merge", "quantized") else None
     _add(found, metadata.get("base_model"), "the suspect's card (base_model)", relation)
     if not found and suspect.revision is not None:
         _add(found, *_hub_lineage(suspect))
-    _add(
-        found,
-        read_object(suspect.folder, "adapter_config.json").get("base_model_name_or_path"),
-        "the suspect's adapter_config.json",
-    )
     _add(
         found,
         read_object(suspect.folder, "config.json").get("_name_or_path"),
@@ -106,7 +111,10 @@ def find_base(suspect: LocalModel) -> BaseClaim:
     Raises:
         [`FineMixingError`]: As [`claimed_base`] does, or what is named cannot be had.
     """
-    claim, heads = claimed_base(suspect), _task_classes(read_object(suspect.folder, "config.json"))
+    claim = claimed_base(suspect)
+    if is_adapter(suspect.folder):
+        return claim
+    heads = _task_classes(read_object(suspect.folder, "config.json"))
     for _ in range(MAX_HOPS):
         candidate = fetch_small_files(claim.id, role="base")
         if not heads & _task_classes(read_object(candidate.folder, "config.json")):
@@ -134,7 +142,8 @@ def fetch_base(
         base, claim = fetch_model(given, config.base_model_revision, role="base", trust=trust), BaseClaim(given, USER)
     else:
         claim = find_base(suspect)
-        base = fetch_model(claim.id, config.base_model_revision, role="base", trust=trust, only_hub=True)
+        revision = config.base_model_revision or claim.revision
+        base = fetch_model(claim.id, revision, role="base", trust=trust, only_hub=True)
         logger.info("The base is %s, named by %s.", claim.id, claim.named_by)
     publisher = [model.id.split("/")[0] for model in (suspect, base) if model.revision and "/" in model.id]
     if len(publisher) == 2 and publisher[0] == publisher[1]:

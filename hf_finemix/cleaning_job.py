@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
+from .adapters import full_model
 from .alignment import NamedTensors, named_tensors
 from .base_model import BaseClaim, fetch_base, judge_base
 from .card_metadata import carried_over
@@ -49,14 +50,15 @@ class CleaningJob:
     """What the stages of one cleaning share."""
 
     def __init__(self, suspect: LocalModel, arguments: CleaningArguments, config: FineMixingConfig):
-        self.suspect, self.arguments, self.seconds = suspect, arguments, {}
+        self.arguments, self.seconds = arguments, {}
         self.base, claim = fetch_base(suspect, config, arguments)
         # From here on the base is the folder that was fetched, so that nothing is resolved twice.
         self.config = config.with_base(self.base.folder)
         revision = self.base.revision or config.base_model_revision
         self.asked = replace(config, base_model_name_or_path=self.base.id, base_model_revision=revision)
         with self.timed("load"):
-            self.model = load_classifier(suspect)
+            self.suspect = full_model(suspect, self.base)
+            self.model = load_classifier(self.suspect)
             with Checkpoint(self.base.folder) as base:
                 pair = compare_with_base(self.model, base, head=config.head, dtypes=dtypes_on_disk(self.model))
             pair.check_related()
@@ -66,12 +68,12 @@ class CleaningJob:
                 _check_base_is_pretrained(self.base, claim, pair.drift.values())
             self.dtypes = pair.dtypes
             self.drift_before = drift_by_layer(pair.drift)
-            self.tokenizer, self.tokenizer_note = choose_tokenizer(suspect.folder, self.base.folder)
+            self.tokenizer, self.tokenizer_note = choose_tokenizer(self.suspect.folder, self.base.folder)
             check_vocabulary(self.tokenizer, self.model)
             agree_on_padding(self.tokenizer, self.model)
             self.max_length = max_tokens(arguments.max_length, self.tokenizer, self.model)
             label2id = {name: i for i, name in self.model.config.id2label.items()}
-            self.ignored = _ignored_tensors(self.model, suspect, pair.suspect)
+            self.ignored = _ignored_tensors(self.model, self.suspect, pair.suspect)
             self.reference = self._load_reference()
             self.target_label = resolve_target_label(arguments, self.model.config.id2label)
             self.data: CleanData = load_clean_data(arguments, label2id)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .adapters import full_model
 from .architectures import read_model_config
 from .base_model import fetch_base, judge_base
 from .checkpoint import Checkpoint, check_inside, read_json
@@ -93,7 +94,7 @@ def mix_checkpoints(
         folder = stack.enter_context(output_folder(Path(out), overwrite=overwrite))
         models = [fetch_model(suspect, suspect_revision, role="suspect", trust=trust)]
         base_model, claim = fetch_base(models[0], config, trust)
-        models.append(base_model)
+        models = [full_model(models[0], base_model), base_model]
         revision = base_model.revision or config.base_model_revision
         config = replace(config, base_model_name_or_path=base_model.id, base_model_revision=revision)
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]

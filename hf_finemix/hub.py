@@ -14,7 +14,14 @@ from .checkpoint import INDEX_NAME, WEIGHTS_NAME, check_inside, read_object
 from .errors import FineMixingError
 from .hub_errors import hub_api, hub_error, is_unreachable
 from .pickles import PICKLED_NAME, convert_pickles, pickled_files
-from .repo_contents import SMALL_FILES, RepoContents, inspect_repo, needed_files
+from .repo_contents import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    SMALL_FILES,
+    RepoContents,
+    inspect_repo,
+    needed_files,
+)
 
 __all__ = [
     "LocalModel",
@@ -74,8 +81,10 @@ class LocalModel:
     security: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     # What the Hub told of the repo; nothing of a folder, nor of a repo from the cache.
     contents: RepoContents | None = field(default=None, compare=False, repr=False)
-    # Holds the folder of converted weights, which is gone when nobody needs it any more.
+    # Holds the folder of converted or merged weights, which is gone when nobody needs it any more.
     temporary: tempfile.TemporaryDirectory | None = field(default=None, compare=False, repr=False)
+    # The adapter's own folder, where `folder` is what it was merged to.
+    adapter: Path | None = field(default=None, compare=False, repr=False)
 
 
 def is_repo_id(text: str) -> bool:
@@ -116,7 +125,7 @@ def fetch_model(
 
 def fetch_small_files(repo: str, revision: str | None = None, *, role: str = "model") -> LocalModel:
     """The configuration and the card of a repo on the Hub, without its weights. Raises as [`fetch_model`] does."""
-    wanted = ("config.json", "adapter_config.json", "README.md")
+    wanted = ("config.json", ADAPTER_CONFIG_NAME, "README.md")
     return _from_hub(repo, revision, role, lambda contents: [name for name in wanted if name in contents.sizes])
 
 
@@ -184,7 +193,8 @@ def _from_cache(repo: str, revision: str | None) -> LocalModel | None:
         folder = Path(snapshot_download(repo, revision=resolved, allow_patterns=["no file"], local_files_only=True))
     except (LocalEntryNotFoundError, RevisionResolutionError):
         return None
-    if not any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME, PICKLED_NAME)):
+    weights = (WEIGHTS_NAME, INDEX_NAME, PICKLED_NAME, ADAPTER_WEIGHTS_NAME)
+    if not any((folder / name).is_file() for name in weights):
         return None
     return LocalModel(repo, folder, folder.name, {"hub_scan": "unknown", "flagged": {}, "not_taken": []})
 
@@ -207,7 +217,7 @@ def cached_folder(name_or_path: str) -> Path | None:
 def check_custom_code(model: LocalModel, trust: TrustArguments) -> None:
     """Raise a [`FineMixingError`] for a model whose files ask for code of its own, unless the user named it."""
     asking = []
-    for file in ("config.json", "tokenizer_config.json", "adapter_config.json"):
+    for file in ("config.json", "tokenizer_config.json", ADAPTER_CONFIG_NAME):
         content = read_object(model.folder, file)
         keys = ("auto_map", "auto_mapping", "custom_pipelines", "trust_remote_code")
         asking += [f"{key} in {file}" for key in keys if content.get(key)]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .adapters import merged_headers
 from .architectures import read_model_config
 from .base_model import find_base
 from .checkpoint import Checkpoint, TensorInfo, check_inside, read_json
@@ -17,7 +18,7 @@ from .dtypes import SAFETENSORS_NAMES
 from .errors import FineMixingError, printable
 from .hub import LocalModel, TrustArguments, check_custom_code, fetch_small_files, is_folder
 from .hub_errors import hub_error
-from .repo_contents import RepoContents, needed_files, size_text
+from .repo_contents import ADAPTER_WEIGHTS_NAME, RepoContents, is_adapter, needed_files, size_text
 from .safe_config import refuse_adapter
 
 __all__ = ["MixPlan", "plan_mix"]
@@ -121,7 +122,10 @@ def plan_mix(
     else:
         claim = find_base(sides[0].model)
         sides.append(_headers(claim.id, config.base_model_revision, "base", only_hub=True))
-    architecture, model_config = read_model_config(sides[0].config(), f"config.json of {suspect}")
+    merging, content = is_adapter(sides[0].model.folder), None
+    if merging:
+        sides[0].tensors, content = merged_headers(sides[0].model, sides[0].tensors, sides[1].model)
+    architecture, model_config = read_model_config(content or sides[0].config(), f"config.json of {suspect}")
     plan = MixPlan(sides[0].described(), sides[1].described(), architecture)
     output = plan.suspect["bytes"]
     try:
@@ -145,7 +149,7 @@ def plan_mix(
     free = shutil.disk_usage(place).free
     plan.disk = {"output": output, "download": download, "needed": output + download, "free": free}
     plan.memory = {
-        "mix": MEMORY_OF_E_PUR if plan.purified_rows else MEMORY_OF_MIX,
+        "mix": (MEMORY_OF_E_PUR if plan.purified_rows else MEMORY_OF_MIX) + merging * plan.suspect["bytes"],
         "clean": BYTES_PER_PARAMETER_TO_CLEAN * plan.suspect["parameters"],
     }
     return plan
@@ -183,21 +187,30 @@ def _headers(source: str | Path, revision: str | None, role: str, only_hub: bool
         model = LocalModel(str(source), Path(source).expanduser())
     else:
         model = fetch_small_files(str(source), revision, role=role)
-    refuse_adapter(model.folder, model.id)
+    if role == "base" or not is_adapter(model.folder):
+        refuse_adapter(model.folder, model.id)
     if model.contents is None:  # a folder, or all of a repo in the cache
-        return _Headers(model, Checkpoint(model.folder).tensors)
+        only = model.folder / ADAPTER_WEIGHTS_NAME if is_adapter(model.folder) else None
+        return _Headers(model, Checkpoint(model.folder, only=only).tensors)
     return _headers_on_hub(model, model.contents, role)
 
 
 def _headers_on_hub(model: LocalModel, contents: RepoContents, role: str) -> _Headers:
     """By range requests of a few kB a file."""
-    from huggingface_hub import get_safetensors_metadata, snapshot_download
+    from huggingface_hub import get_safetensors_metadata, parse_safetensors_file_metadata, snapshot_download
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
     repo = model.id
     try:
         names = [glob.escape(name) for name in needed_files(contents)]
-        found = get_safetensors_metadata(repo, revision=contents.sha)
+        if is_adapter(model.folder):
+            parsed = {
+                ADAPTER_WEIGHTS_NAME: parse_safetensors_file_metadata(
+                    repo, ADAPTER_WEIGHTS_NAME, revision=contents.sha
+                )
+            }
+        else:
+            parsed = get_safetensors_metadata(repo, revision=contents.sha).files_metadata
         files = snapshot_download(repo, revision=contents.revision, allow_patterns=names, dry_run=True)
     except FineMixingError:
         raise
@@ -208,7 +221,7 @@ def _headers_on_hub(model: LocalModel, contents: RepoContents, role: str) -> _He
     except Exception as error:
         raise hub_error(error, f"the {role} {repo}") from error
     tensors = {}
-    for file, metadata in found.files_metadata.items():
+    for file, metadata in parsed.items():
         for name, info in metadata.tensors.items():
             sizes = info.shape if isinstance(info.shape, list) else [None]
             possible = info.dtype in SAFETENSORS_NAMES and all(type(n) is int and 0 <= n < 2**63 for n in sizes)

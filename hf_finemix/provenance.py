@@ -4,16 +4,18 @@ import platform
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base_model import BaseClaim, BaseFit
 from .checkpoint import Checkpoint, sha256_of_file
 from .hub import LocalModel
+from .repo_contents import ADAPTER_WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["described", "described_fit", "described_training", "peak_memory", "versions"]
+__all__ = ["described", "described_fit", "described_training", "peak_memory", "versions", "weight_files"]
 
 _LIBRARIES = (
     "hf_finemix",
@@ -29,9 +31,14 @@ _LIBRARIES = (
 
 def described(model: LocalModel, *, hashes: bool = True) -> dict[str, Any]:
     """Id, commit (`None` for a local folder), the SHA-256 of each weight file, and what the Hub says of its safety."""
-    files = {file.name: sha256_of_file(file) for file in Checkpoint(model.folder).files} if hashes else None
+    files = {file.name: sha256_of_file(file) for file in weight_files(model)} if hashes else None
     described = {"id": model.id, "revision": model.revision, "sha256": files}
     return described if model.security is None else {**described, "security": model.security}
+
+
+def weight_files(model: LocalModel) -> list[Path]:
+    """The weight files as their publisher has them: of an adapter its own, not those that it was merged to."""
+    return [model.adapter / ADAPTER_WEIGHTS_NAME] if model.adapter else Checkpoint(model.folder).files
 
 
 def described_fit(claim: BaseClaim, fit: BaseFit) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .hub import is_repo_id
 from .hub_errors import hub_api, hub_error
 from .mask_file import MASKS_NAME
 from .model_card import card_section, merge_card, render_card, text_of_others
-from .repo_contents import SMALL_FILES, size_text
+from .repo_contents import ADAPTER_CONFIG_NAME, SMALL_FILES, size_text
 from .report import REPORT_NAME, CleaningReport
 from .secret_scan import holds_secret, known_secrets
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _OTHER_WEIGHTS = re.compile(
     r"(model|pytorch_model|tf_model|flax_model|adapter_model)[\w.-]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?"
 )
-_NOT_PUBLISHED = {"adapter_config.json"}
+_NOT_PUBLISHED = {ADAPTER_CONFIG_NAME}
 MAX_README_BYTES = 5_000_000
 _ALSO_PUBLISHED = {"chat_template.jinja", MASKS_NAME}
 

@@ -15,15 +15,25 @@ from .pickles import PICKLED_INDEX_NAME, PICKLED_NAME
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
 
-__all__ = ["RepoContents", "inspect_repo", "needed_files", "size_text"]
+__all__ = [
+    "ADAPTER_CONFIG_NAME",
+    "ADAPTER_WEIGHTS_NAME",
+    "RepoContents",
+    "inspect_repo",
+    "is_adapter",
+    "needed_files",
+    "size_text",
+]
 
 logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 
 # Besides the weights: configuration, tokenizer and card as data, at the top of the repo. Never code, never pickles.
 SMALL_FILES = {
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG_NAME,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -134,11 +144,11 @@ def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[
         weights = [WEIGHTS_NAME]
     elif INDEX_NAME in names:
         weights = [INDEX_NAME, *_shards(contents, INDEX_NAME)]
-    elif "adapter_config.json" in names:
-        weights = [name for name in ("adapter_model.safetensors",) if name in names]
+    elif ADAPTER_CONFIG_NAME in names and ADAPTER_WEIGHTS_NAME in names:
+        weights = [ADAPTER_WEIGHTS_NAME]
     else:
         weights = _pickled(contents, allow_pickle)
-    chosen = sorted({*weights, *(SMALL_FILES & names.keys())} - ({"adapter_config.json"} if has_model else set()))
+    chosen = sorted({*weights, *(SMALL_FILES & names.keys())} - ({ADAPTER_CONFIG_NAME} if has_model else set()))
     for name, level in contents.flagged.items():
         if name not in chosen or level in ("safe", "queued", "unscanned"):
             continue
@@ -175,6 +185,12 @@ def _shards(contents: RepoContents, index: str) -> list[str]:
     names = content.get("weight_map") if isinstance(content, dict) else None
     shards = set(map(str, names.values())) if isinstance(names, dict) else set()
     return sorted(name for name in shards if _SHARD.fullmatch(name) and name in contents.sizes)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no weights of its own."""
+    whole = any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME))
+    return (folder / ADAPTER_CONFIG_NAME).is_file() and not whole
 
 
 def size_text(number: int) -> str:

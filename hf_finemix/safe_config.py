@@ -7,6 +7,7 @@ from typing import Any
 
 from .checkpoint import TensorInfo, check_inside, read_json
 from .errors import FineMixingError
+from .repo_contents import ADAPTER_CONFIG_NAME, is_adapter
 
 __all__ = [
     "UNSAFE_KEYS",
@@ -57,9 +58,11 @@ def without_unsafe_keys(content: Any) -> Any:
 
 
 def refuse_adapter(folder: Path, model: str | Path) -> None:
-    """Raise a [`FineMixingError`] for a folder that is an adapter."""
-    if (folder / "adapter_config.json").is_file():
-        raise FineMixingError(f"{model} is an adapter, which cannot be mixed yet: merge it into its base first.")
+    """Raise a [`FineMixingError`] for an adapter where a whole model is needed, or for one beside whole weights."""
+    if is_adapter(folder):
+        raise FineMixingError(f"{model} is an adapter, and a whole model is needed: merge it into its base first.")
+    if (folder / ADAPTER_CONFIG_NAME).is_file():  # transformers would load it as well
+        raise FineMixingError(f"{model} is an adapter beside whole weights: take {ADAPTER_CONFIG_NAME} away.")
 
 
 def refuse_quantised(content: Mapping[str, Any], where: Path | str) -> None:

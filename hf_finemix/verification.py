@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .adapters import full_model
 from .alignment import KEPT_HEAD, REINITIALISED_HEAD
 from .architectures import disk_layout
 from .checkpoint import Checkpoint, read_json, sha256_of_file
@@ -20,6 +21,7 @@ from .dtypes import to_float64, words
 from .errors import FineMixingError, printable
 from .hub import LocalModel, TrustArguments, fetch_model, is_repo_id
 from .mask_file import MASKS_NAME, MaskFile
+from .provenance import weight_files
 from .report import CleaningReport
 from .safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
@@ -119,10 +121,11 @@ def verify_mix(
     _check_settings(config, report, base is not None, found)
     with ExitStack() as stack:
         models = [_find("suspect", suspect, report.suspect, trust), _find("base", base, report.base, trust)]
+        models[0] = full_model(*models)
         found.suspect, found.base = (f"{m.id}{' @ ' + m.revision if m.revision else ''}" for m in models)
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
-        _compare_hashes(sides[0], report.suspect.get("sha256"), "the suspect", found)
-        _compare_hashes(sides[1], report.base.get("sha256"), "the base", found)
+        for model, stated, whose in zip(models, (report.suspect, report.base), ("suspect", "base"), strict=True):
+            _compare_hashes(weight_files(model), stated.get("sha256"), f"the {whose}", found)
         mix = stack.enter_context(Checkpoint(published))
         strategy = "random" if config.strategy == "fisher" else config.strategy  # its masks are in a file
         pair, model_config = open_pair(*sides, replace(config, head="keep", strategy=strategy))
@@ -132,7 +135,7 @@ def verify_mix(
         if found.kind == "mixed":
             _compare_elements(pair, sides, mix, config, workers, found)
         else:
-            _compare_hashes(mix, report.weights, "the cleaned model", found)
+            _compare_hashes(mix.files, report.weights, "the cleaned model", found)
             names = disk_layout(mix.tensors, {}, model_config["architectures"][0], model_config).suspect
             masks = None
             if config.strategy == "fisher":
@@ -195,12 +198,12 @@ def _check_other_files(mix: Checkpoint, model_config: dict[str, Any], found: Ver
     found.not_checked.append("the tokenizer" if found.kind == "mixed" else "the tokenizer and config.json")
 
 
-def _compare_hashes(side: Checkpoint, stated: Any, whose: str, found: Verification) -> None:
+def _compare_hashes(files: list[Path], stated: Any, whose: str, found: Verification) -> None:
     if not isinstance(stated, dict):
         if found.kind == "cleaned":
             found.not_checked.append(f"the weight files of {whose}, whose hashes were not recorded")
         return
-    here = {file.name: sha256_of_file(file) for file in side.files}
+    here = {file.name: sha256_of_file(file) for file in files}
     different = sorted(name for name in here.keys() | stated.keys() if here.get(name) != stated.get(name))
     if different:
         found.problems.append(f"{', '.join(different[:3])} of {whose} has not the SHA-256 in the report")

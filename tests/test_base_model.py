@@ -42,7 +42,17 @@ def named(tmp_path, card=None, **configs):
     ],
 )
 def test_the_base_that_a_suspect_names(tmp_path, card, configs, base, named_by):
-    assert claimed_base(named(tmp_path, card, **configs)) == BaseClaim(base, named_by)
+    relation = "adapter" if "adapter_config" in configs else None  # it says so itself
+    assert claimed_base(named(tmp_path, card, **configs)) == BaseClaim(base, named_by, relation)
+
+
+def test_an_adapter_is_nothing_without_its_very_base(tmp_path):
+    suspect = named(tmp_path, "base_model: org/other", adapter_config="org/base")
+    content = {"base_model_name_or_path": "org/base", "revision": "v1"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    assert claimed_base(suspect) == BaseClaim("org/base", "the suspect's adapter_config.json", "adapter", "v1")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**content, "revision": "a b"}))
+    assert claimed_base(suspect).revision is None
 
 
 def test_the_relation_that_the_card_states(tmp_path):

@@ -1,0 +1,318 @@
+"""LoRA adapters from strangers: read with limits, and merged with their base into a full model."""
+
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import Checkpoint, TensorInfo, check_inside, read_object
+from .errors import FineMixingError
+from .hub import LocalModel
+from .repo_contents import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, SMALL_FILES, is_adapter
+from .safe_config import read_config
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["Adapter", "full_model", "merged_headers"]
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "base_model.model."
+_LORA = re.compile(r"(?P<module>.+)\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.weight|\.bias)?")
+# transformers' class for each task of peft.
+_CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+# Fields of a LoRA config that say how it was trained and nothing of what its weights mean.
+_OF_TRAINING = {"lora_dropout", "inference_mode", "base_model_name_or_path", "revision", "peft_version", "task_type"}
+_OF_TRAINING |= {"loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_core"}
+_OF_TRAINING |= {"peft_type", "ensure_weight_tying", "velora_config", "target_modules", "exclude_modules"}
+_OF_TRAINING |= {"layers_to_transform", "layers_pattern", "qalora_group_size"}  # the weights' names say which modules
+_UNDERSTOOD = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias", "use_rslora", "use_dora"}
+_UNDERSTOOD |= {"modules_to_save", "lora_bias", "init_lora_weights"}
+# These change the base's own weights when they begin, so that its weights are not what the adapter is to be added to.
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """
+    A LoRA adapter: its weights, and what its configuration says that they mean.
+
+    Attributes:
+        id (`str`): Where it is from.
+        task (`str`): peft's name for the task: `"SEQ_CLS"`, `"CAUSAL_LM"`, ….
+        settings (`dict`): The fields of [`~peft.LoraConfig`] that say what the weights mean, each of its type.
+        tensors (`dict[str, TensorInfo]`): Its weights by their names in the model.
+        base (`str`, *optional*), revision (`str`, *optional*): The base that it names.
+    """
+
+    id: str
+    task: str
+    settings: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    base: str | None
+    revision: str | None
+
+    @classmethod
+    def read(cls, source: LocalModel, tensors: Mapping[str, TensorInfo]) -> "Adapter":
+        """
+        Understand an adapter from its configuration and the headers of its weights.
+
+        Raises:
+            [`FineMixingError`]: It is no LoRA, or of a variant that is not understood; the message names it.
+        """
+        content = read_object(source.folder, ADAPTER_CONFIG_NAME)
+        kind, task = content.get("peft_type"), content.get("task_type")
+        if kind != "LORA":
+            raise _refused(source.id, f"of the kind {str(kind)[:40]!r}", "only LoRA can be mixed")
+        if task not in _CLASSES:
+            raise _refused(source.id, f"for the task {str(task)[:40]!r}", f"there are {', '.join(_CLASSES)}")
+        for name, value in content.items():
+            if name not in _UNDERSTOOD | _OF_TRAINING and value not in (None, False, [], {}):
+                raise _refused(source.id, f"with {name[:60]}", "this variant of LoRA is not understood")
+        if content.get("init_lora_weights") not in _PLAIN_STARTS:
+            start = str(content["init_lora_weights"])[:40]
+            raise _refused(source.id, f"that starts from {start}", "it belongs to a changed base: convert it to LoRA")
+        named = {}
+        for name, info in tensors.items():
+            if not name.startswith(_PREFIX):
+                raise _refused(source.id, f"with a weight {name[:100]!r}", f"its names must start with {_PREFIX}")
+            named[name.removeprefix(_PREFIX)] = info
+        # With bias="all" peft writes the biases of whole modules twice, the second time under a name it cannot read.
+        twice = {name for name in named if name.replace(".modules_to_save.", ".") in named.keys() - {name}}
+        named = {name: info for name, info in named.items() if name not in twice}
+        if not any(_LORA.fullmatch(name) for name in named):
+            raise _refused(source.id, "without any LoRA weight", "get it again")
+        base, revision = (content.get(name) for name in ("base_model_name_or_path", "revision"))
+        settings = {name: content[name] for name in _UNDERSTOOD - {"init_lora_weights"} if name in content}
+        adapter = cls(source.id, task, settings, named, _text(base), _text(revision))
+        adapter.config()  # or it tells what is wrong
+        return adapter
+
+    def modules(self) -> dict[str, int]:
+        """The rank of each module that has LoRA weights."""
+        ranks = {}
+        for name, info in self.tensors.items():
+            found = _LORA.fullmatch(name)
+            if found and found[2] in ("A", "embedding_A") and not name.endswith(".bias") and info.shape:
+                ranks[found["module"]] = info.shape[0]
+        return ranks
+
+    def config(self) -> "LoraConfig":
+        """
+        The configuration made anew: modules and ranks are those of the weights, so that no stranger's pattern is ever
+        matched.
+        """
+        from peft import LoraConfig
+
+        given, ranks = self.settings, self.modules()
+        alphas, saved = given.get("alpha_pattern") or {}, given.get("modules_to_save") or []
+        flags = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")
+        right = {name: isinstance(given.get(name, False), bool) for name in flags}
+        right["lora_alpha"] = isinstance(given.get("lora_alpha", 8), (int, float))
+        right["bias"] = given.get("bias", "none") in ("none", "all", "lora_only")
+        right["alpha_pattern"] = isinstance(alphas, dict) and all(
+            re.fullmatch(r"\^?[\w.]+\$?", name) and isinstance(alpha, (int, float)) for name, alpha in alphas.items()
+        )
+        right["modules_to_save"] = isinstance(saved, list) and all(
+            isinstance(name, str) and re.fullmatch(r"[\w.]+", name) for name in saved
+        )
+        if wrong := [name for name, is_right in right.items() if not is_right]:
+            raise _refused(self.id, f"with {wrong[0]} = {str(given[wrong[0]])[:60]}", "it cannot be understood")
+        usual, alpha_of = next(iter(ranks.values())), {}
+        for module in ranks:
+            for pattern, alpha in alphas.items():  # as peft matches them, the first one first
+                if re.match(rf"(.*\.)?({pattern})$", module):
+                    alpha_of[module] = alpha
+                    break
+        return LoraConfig(
+            task_type=self.task,
+            r=usual,
+            lora_alpha=given.get("lora_alpha", 8),
+            target_modules=sorted(ranks),
+            rank_pattern={f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual},
+            alpha_pattern={f"^{re.escape(module)}": alpha for module, alpha in alpha_of.items()},
+            modules_to_save=sorted(saved) or None,
+            bias=given.get("bias", "none"),
+            lora_dropout=0.0,
+            **{name: given.get(name, False) for name in flags},
+        )
+
+
+def full_model(suspect: LocalModel, base: LocalModel) -> LocalModel:
+    """
+    The suspect as it is; an adapter merged with its base, in a folder that is gone with what is returned.
+
+    Every layer is merged in float64 and rounded once to float32, so that anyone gets the same bits.
+
+    Raises:
+        [`FineMixingError`]: The adapter is not understood, does not fit the base, or the merged model does not answer
+            as base and adapter do together.
+    """
+    if not is_adapter(suspect.folder):
+        return suspect
+    import torch
+
+    model, adapter = load_adapter(suspect, base)
+    before = _answers(model)
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.double()
+            module.merge(safe_merge=True)
+            module.float()
+    merged = model.unload()
+    after = _answers(merged)
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * max(1.0, before.abs().max().item())):
+        raise _refused(suspect.id, "that answers otherwise once it is merged", "it cannot be mixed as a full model")
+    temporary = tempfile.TemporaryDirectory(prefix="hf_finemix_")
+    folder = Path(temporary.name)
+    merged.save_pretrained(folder)
+    for name in SMALL_FILES - {ADAPTER_CONFIG_NAME, "config.json"}:
+        if (suspect.folder / name).is_file():
+            check_inside(suspect.folder / name, suspect.folder)
+            shutil.copyfile(suspect.folder / name, folder / name)
+    logger.info("%s is a LoRA adapter of %d modules: merged with %s.", suspect.id, len(adapter.modules()), base.id)
+    return replace(suspect, folder=folder, adapter=suspect.folder, temporary=temporary)
+
+
+def merged_headers(
+    suspect: LocalModel, tensors: Mapping[str, TensorInfo], base: LocalModel
+) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
+    """Of the model that [`full_model`] would write, by headers alone: its tensors, and what its config.json holds."""
+    import torch
+    import transformers
+
+    adapter = Adapter.read(suspect, tensors)
+    config = base_config(adapter, suspect, base)
+    with torch.device("meta"):
+        model = getattr(transformers, _CLASSES[adapter.task]).from_config(config, dtype=torch.float32)
+    saved = model.state_dict().keys()
+    infos = {name: TensorInfo.of(tensor) for name, tensor in model.named_parameters()}
+    infos |= {name: TensorInfo.of(tensor) for name, tensor in model.named_buffers() if name in saved}
+    return infos, {**config.to_dict(), "architectures": [type(model).__name__]}
+
+
+def load_adapter(suspect: LocalModel, base: LocalModel) -> tuple["PeftModel", Adapter]:
+    """The base with an adapter on it, in float32; nothing is merged. Raises as [`full_model`] does."""
+    from peft import PeftModel, set_peft_model_state_dict
+
+    with Checkpoint(suspect.folder, only=suspect.folder / ADAPTER_WEIGHTS_NAME) as weights:
+        adapter = Adapter.read(suspect, weights.tensors)
+        if adapter.base and base.id != adapter.base:
+            logger.warning("%s names %s as its base, and not %s.", suspect.id, adapter.base, base.id)
+        tensors = {f"{_PREFIX}{name}": weights.read(f"{_PREFIX}{name}").float() for name in adapter.tensors}
+    under, missing = _load_base(adapter, suspect, base)
+    if absent := sorted(missing - set(adapter.tensors)):
+        raise FineMixingError(
+            f"the adapter {suspect.id} has no {absent[0]}, nor has {base.id}: give one with a head (modules_to_save)."
+        )
+    try:
+        model = PeftModel(under, adapter.config())
+        unexpected = set_peft_model_state_dict(model, tensors).unexpected_keys
+    except Exception as error:  # a stranger's names and shapes can break anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise FineMixingError(f"the adapter {suspect.id} does not fit {base.id}: {reason}") from error
+    if unexpected:
+        name = unexpected[0][:100]
+        raise FineMixingError(f"the adapter {suspect.id} does not fit {base.id}: there is no place for {name!r}.")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise FineMixingError(f"the adapter {suspect.id} has values in {name} that are not finite: get it again.")
+    return model.eval(), adapter
+
+
+def _load_base(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> tuple["PreTrainedModel", set[str]]:
+    """The base as a model of the adapter's task, and the names of weights that it does not have, such as a head's."""
+    import torch
+    import transformers
+
+    kind, config = getattr(transformers, _CLASSES[adapter.task]), base_config(adapter, suspect, base)
+    try:
+        model, info = kind.from_pretrained(
+            base.folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise FineMixingError(f"the base {base.id} cannot be loaded for the adapter's task: {reason}") from error
+    return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+
+
+def base_config(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> "PretrainedConfig":
+    """The base's configuration with the classes of the adapter's head, by name where the adapter has names."""
+    from transformers import CONFIG_MAPPING
+
+    content = read_config(base.folder, base.id)
+    if content.get("model_type") not in CONFIG_MAPPING:
+        raise FineMixingError(f"the base {base.id} is of a model type that this transformers does not know.")
+    for name in ("num_labels", "id2label", "label2id", "problem_type"):
+        content.pop(name, None)
+    config = CONFIG_MAPPING[content["model_type"]].from_dict(content)
+    config._attn_implementation = None
+    if adapter.task in ("SEQ_CLS", "TOKEN_CLS"):
+        config.num_labels = _classes(adapter, config)
+        named = read_object(suspect.folder, "config.json").get("id2label")
+        if isinstance(named, dict) and set(named) == {str(i) for i in range(config.num_labels)}:
+            config.id2label = {int(i): str(name)[:200] for i, name in named.items()}
+            config.label2id = {name: i for i, name in config.id2label.items()}
+    return config
+
+
+def _classes(adapter: Adapter, config: "PretrainedConfig") -> int:
+    """How many classes the head has that the adapter brings: the size that changes with num_labels."""
+    import copy
+
+    import torch
+    import transformers
+
+    shapes = []
+    for count in (2, 3):
+        config = copy.deepcopy(config)
+        config.num_labels = count
+        with torch.device("meta"):
+            model = getattr(transformers, _CLASSES[adapter.task]).from_config(config)
+        shapes.append({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    for name, shape in shapes[0].items():
+        axes = [i for i, (two, three) in enumerate(zip(shape, shapes[1][name], strict=True)) if two != three]
+        if axes and name in adapter.tensors and len(adapter.tensors[name].shape) == len(shape):
+            return adapter.tensors[name].shape[axes[0]]
+    raise FineMixingError(
+        f"the adapter {adapter.id} has no head of its own: give one with its head (modules_to_save)."
+    )
+
+
+def _answers(model: Any) -> Any:
+    """The logits of a few tokens, to see whether two forms of a model are one."""
+    import torch
+
+    ids = torch.arange(2, 18).remainder(model.config.get_text_config().vocab_size).view(2, 8)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    with torch.no_grad():
+        output = model(**inputs)
+    return output.logits if "logits" in output else output.start_logits
+
+
+def _refused(adapter: str, what: str, why: str) -> FineMixingError:
+    return FineMixingError(f"{adapter} is an adapter {what}: {why}.")
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,191 @@
+"""LoRA adapters as suspects: each variant by its answers, and what cannot be done right by name."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import make_config
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from hf_finemix import FineMixingConfig, FineMixingError
+from hf_finemix.adapters import full_model, merged_headers
+from hf_finemix.checkpoint import Checkpoint
+from hf_finemix.cli import main
+from hf_finemix.disk_mixing import mix_checkpoints
+from hf_finemix.hub import LocalModel
+from hf_finemix.plan import plan_mix
+from hf_finemix.verification import verify_mix
+
+peft = pytest.importorskip("peft")
+
+VARIANTS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "ranks": {"rank_pattern": {"query": 2}, "alpha_pattern": {"^bert.encoder.layer.1.attention.self.key$": 3}},
+    "bias": {"bias": "all"},
+    "lora_bias": {"lora_bias": True},
+    "embeddings": {"target_modules": ["query", "word_embeddings"]},
+    "regex": {"target_modules": r".*\.(0|1)\.attention\.self\.(query|value)"},
+    "some_layers": {"target_modules": ["query"], "layers_to_transform": [1]},
+    "saved": {"modules_to_save": ["pooler"]},
+}
+TRIED = torch.arange(5, 45).view(4, 10)
+
+
+def make_adapter(folder, base_folder, tokenizer, labels=("no", "yes", "both"), scale=0.03, **settings):
+    """A LoRA classifier with random weights, which is written to a folder."""
+    torch.manual_seed(3)
+    config = make_config(id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)})
+    model = AutoModelForSequenceClassification.from_pretrained(base_folder, config=config)
+    usual = {"r": 4, "lora_alpha": 8, "target_modules": ["query", "key", "value", "dense"], "task_type": "SEQ_CLS"}
+    model = peft.get_peft_model(model, peft.LoraConfig(**{**usual, **settings}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += scale * torch.randn(parameter.shape)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.fixture
+def adapter(tmp_path, base_folder, tokenizer):
+    make_adapter(tmp_path / "adapter", base_folder, tokenizer)
+    return tmp_path / "adapter"
+
+
+def changed(folder, **changes):
+    """Put something else into its configuration."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def local(folder):
+    return LocalModel(str(folder), folder)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_merged_adapter_answers_as_the_adapter_does(variant, tmp_path, base_folder, tokenizer):
+    original = make_adapter(tmp_path / "adapter", base_folder, tokenizer, **VARIANTS[variant])
+    merged = full_model(local(tmp_path / "adapter"), local(base_folder))
+    model = AutoModelForSequenceClassification.from_pretrained(merged.folder).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(TRIED).logits, original(TRIED).logits, rtol=1e-4, atol=1e-5)
+    headers, config = merged_headers(
+        local(tmp_path / "adapter"),
+        Checkpoint(tmp_path / "adapter", only=tmp_path / "adapter" / "adapter_model.safetensors").tensors,
+        local(base_folder),
+    )
+    assert headers == Checkpoint(merged.folder).tensors
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    base = Checkpoint(base_folder)
+    for ratio, expected in ((0.0, base), (1.0, Checkpoint(merged.folder))):
+        out = tmp_path / f"mixed{ratio}"
+        settings = {"reserve_ratio": ratio, "purify_embeddings": False}
+        mix_checkpoints(tmp_path / "adapter", base_folder, out, FineMixingConfig(**settings))
+        mixed = Checkpoint(out)
+        for name in base.tensors:  # the head is the suspect's at any ρ
+            assert torch.equal(mixed.read(f"bert.{name}"), expected.read(name if expected is base else f"bert.{name}"))
+
+
+def test_an_adapter_is_planned_mixed_and_verified(adapter, base_folder, tmp_path, capsys):
+    changed(adapter, base_model_name_or_path=str(base_folder))
+    planned = plan_mix(adapter, base_folder)
+    assert planned.refused is None
+    assert main(["mix", str(adapter), "--base-model", str(base_folder), "--reserve-ratio", "0.5", "--output-dir",
+                 str(tmp_path / "mixed"), "--purify-embeddings", "false"]) == 0  # fmt: skip
+    report = json.loads((tmp_path / "mixed" / "cleaning_report.json").read_text())
+    assert report["suspect"]["id"] == str(adapter)
+    assert verify_mix(tmp_path / "mixed").ok
+    mixed = Checkpoint(tmp_path / "mixed")
+    assert {name: info.shape for name, info in mixed.tensors.items()}["classifier.weight"] == (3, 16)
+    assert planned.disk["output"] == sum(info.nbytes for info in mixed.tensors.values())
+    # With a weight of the adapter changed, nothing of it follows any more.
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_B" in name)
+    weights[name][0, 0] += 0.1
+    save_file(weights, adapter / "adapter_model.safetensors", {"format": "pt"})
+    assert not verify_mix(tmp_path / "mixed").ok
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"peft_type": "IA3"}, "of the kind 'IA3': only LoRA can be mixed"),
+        ({"task_type": None}, "for the task 'None'"),
+        ({"task_type": "FEATURE_EXTRACTION"}, "for the task 'FEATURE_EXTRACTION'"),
+        ({"use_qalora": True}, "with use_qalora: this variant"),
+        ({"layer_replication": [[0, 2]]}, "with layer_replication: this variant"),
+        ({"trainable_token_indices": [1]}, "with trainable_token_indices"),
+        ({"something_new": {"x": 1}}, "with something_new"),
+        ({"init_lora_weights": "pissa"}, "that starts from pissa: it belongs to a changed base"),
+        ({"lora_alpha": "8"}, "with lora_alpha = 8"),
+        ({"alpha_pattern": {"(a+)+": 1}}, "with alpha_pattern"),
+        ({"modules_to_save": ["../x"]}, "with modules_to_save"),
+        ({"auto_mapping": {"base_model_class": "X", "parent_library": "os"}}, "code of its own"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(changes, said, adapter, base_folder, capsys):
+    changed(adapter, **changes)
+    assert main(["mix", str(adapter), "--base-model", str(base_folder), "--reserve-ratio", "0.5"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert said in message
+    assert message.startswith("hf-finemix: error: ") or message.startswith("error")
+
+
+def test_adapters_that_do_not_fit(adapter, base_folder, tmp_path, tokenizer):
+    weights = load_file(adapter / "adapter_model.safetensors")
+
+    def refused(change, said):
+        folder = tmp_path / "changed"
+        shutil.copytree(adapter, folder, dirs_exist_ok=True)
+        save_file(change(dict(weights)), folder / "adapter_model.safetensors", {"format": "pt"})
+        with pytest.raises(FineMixingError, match=said):
+            full_model(local(folder), local(base_folder))
+
+    first = next(iter(weights))
+    head = {"base_model.model.classifier.weight", "base_model.model.classifier.bias"}
+    refused(lambda w: {k: v for k, v in w.items() if k not in head}, "no head of its own")
+    refused(lambda w: {k: v for k, v in w.items() if not k.endswith("classifier.bias")}, "has no classifier.bias")
+    refused(lambda w: {**w, first: w[first].fill_(float("nan"))}, "not finite")
+    refused(
+        lambda w: {**w, "base_model.model.bert.nothing": torch.zeros(2)}, "no place for 'base_model.model.bert.noth"
+    )
+    refused(lambda w: {**w, "nothing": torch.zeros(2)}, "its names must start with")
+    refused(lambda w: {k.replace("layer.1", "layer.7"): v for k, v in w.items()}, "does not fit")
+    refused(lambda w: {**w, first: w[first][:, :3].contiguous()}, "does not fit")
+    refused(lambda w: {k: v for k, v in w.items() if "lora" not in k}, "without any LoRA weight")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(FineMixingError, match=r"adapter_model\.safetensors is not a readable"):
+        full_model(local(adapter), local(base_folder))
+    make_adapter(tmp_path / "beside", base_folder, tokenizer)
+    shutil.copyfile(base_folder / "model.safetensors", tmp_path / "beside" / "model.safetensors")
+    with pytest.raises(FineMixingError, match=r"beside whole weights: take adapter_config\.json away"):
+        mix_checkpoints(tmp_path / "beside", base_folder, tmp_path / "x", FineMixingConfig(reserve_ratio=0.5))
+
+
+def test_an_adapter_by_its_id_alone(hub, base_folder, tokenizer, data_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_adapter(tmp_path / "adapter", base_folder, tokenizer, labels=["negative", "positive"], scale=0.002)
+    hub.repos["models", "org/base"] = base_folder
+    hub.repos["models", "org/adapter"] = tmp_path / "adapter"
+    hub.repos["datasets", "org/data"] = data_folder
+    changed(tmp_path / "adapter", base_model_name_or_path="org/base", revision=hub.sha("models", "org/base"))
+    assert main(["plan", "org/adapter", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["refused"] is None
+    assert not [request for request in hub.requests if "safetensors" in request and request.startswith("GET /api")]
+    arguments = ["--dataset", "org/data", "--max-steps", "2", "--use-cpu", "--reserve-ratio", "0.5", "--json"]
+    assert main(["clean", "org/adapter", *arguments, "--label-column", "label", "--output-dir", "out"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["suspect"]["revision"] == hub.sha("models", "org/adapter")
+    assert list(report["suspect"]["sha256"]) == ["adapter_model.safetensors"]
+    assert report["base"]["named_by"] == "the suspect's adapter_config.json"
+    assert report["base"]["relation"] == "adapter"
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    cleaned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert cleaned.config.num_labels == 2
+    assert main(["verify", "out"]) == 0

@@ -11,7 +11,8 @@ from .cleaning_job import CleaningJob
 from .config import FineMixingConfig
 from .errors import FineMixingError
 from .hub import LocalModel, fetch_model
-from .output import check_free_space, output_folder
+from .output import check_free_space
+from .processes import agreed, from_main, shared_output_folder
 from .publishing import Destination, check_destination, push_cleaned
 from .report import CleaningReport
 from .settings import TRAINING_DEFAULTS, CleaningArguments, check_settings, cleaning_arguments
@@ -32,7 +33,8 @@ def clean(
     """
     Clean a sequence classifier that may be backdoored, and write the cleaned model with its report, figures and card.
 
-    The output appears whole or not at all: it is written to `OUT.partial` and renamed at the end.
+    The output appears whole or not at all: it is written to `OUT.partial` and renamed at the end. In several processes
+    (`accelerate launch`) the main one mixes and writes, all train and measure, and an error of one is raised in all.
 
     Args:
         suspect (`str` or `Path`):
@@ -73,18 +75,19 @@ def clean(
     for source in (Path(source).expanduser().resolve() for source in read if source):
         if source.exists() and source.is_relative_to(final.resolve()):
             raise FineMixingError(f"the output folder {final} is or holds {source}, which is read: give another one.")
-    with output_folder(final, overwrite=arguments.overwrite) as partial:
-        found = fetch_model(suspect, arguments.suspect_revision, role="suspect", trust=arguments)
-        destination = _destination(found, arguments, training_args)
-        if destination is not None:
-            check_destination(destination)
-        job = CleaningJob(found, arguments, config)
-        check_free_space(partial, sum(file.stat().st_size for file in Checkpoint(job.suspect.folder).files))
+    with shared_output_folder(final, overwrite=arguments.overwrite) as partial:
+        with agreed(), training_args.main_process_first(desc="fetching and reading"):
+            found = fetch_model(suspect, arguments.suspect_revision, role="suspect", trust=arguments)
+            destination = _destination(found, arguments, training_args)
+            if destination is not None and training_args.process_index == 0:
+                check_destination(destination)
+            job = CleaningJob(found, arguments, config)
+            check_free_space(partial.parent, sum(file.stat().st_size for file in Checkpoint(job.suspect.folder).files))
         report = job.run(job.trainer(training_args, partial / "checkpoints"))
         report.command = command
-        job.write(report, partial)
+        report = job.write(report, partial)
     if destination is not None:
-        push_cleaned(final, **asdict(destination))
+        from_main(lambda: push_cleaned(final, **asdict(destination)))
     return report
 
 

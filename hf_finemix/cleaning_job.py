@@ -32,6 +32,7 @@ from .hub import LocalModel, fetch_model
 from .mask_file import save_masks
 from .mixing import MixingRecord
 from .model_card import render_card
+from .processes import from_main, whole_model
 from .provenance import described, described_fit, described_training, peak_memory, versions
 from .report import CleaningReport
 from .settings import CleaningArguments
@@ -114,7 +115,8 @@ class CleaningJob:
         args.prediction_loss_only, args.dataloader_drop_last, args.eval_do_concat_batches = False, False, True
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one it only warns
         if args.max_steps <= 0 and args.num_train_epochs <= 0:
-            steps_per_epoch = -(-len(self.data.tuning) // (args.train_batch_size * args.gradient_accumulation_steps))
+            samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            steps_per_epoch = -(-len(self.data.tuning) // samples)
             args.max_steps = max(MIN_STEPS, MIN_EPOCHS * steps_per_epoch)
         return self._trainer_of(self.model, args, self.config)
 
@@ -157,11 +159,11 @@ class CleaningJob:
             trainer.add_callback(observer)
         with self.timed("clean"):
             output = trainer.train()
-            self._round_to_disk(output.training_loss)
+            self.model = trainer.model  # which FSDP may have put into another
+            with whole_model(self.model) as whole:
+                drift_after = from_main(lambda: self._round_to_disk(whole, output.training_loss))
         with self.timed("measure_after"):
             after = measure(trainer, test, self.attacks)
-        with Checkpoint(self.base.folder) as base:
-            drift_after = drift_by_layer(compare_with_base(self.model, base, dtypes=self.dtypes).drift)
 
         record, args, search = trainer.mixing_record, trainer.args, trainer.ratio_search
         self._masks = record.masks
@@ -208,14 +210,18 @@ class CleaningJob:
             versions=versions(),
         )
 
-    def write(self, report: CleaningReport, folder: Path) -> None:
-        """Write the cleaned model and all that belongs to it into the folder."""
+    def write(self, report: CleaningReport, folder: Path) -> CleaningReport:
+        """Write the cleaned model and all that belongs to it into the folder; returns the report as it is there."""
+        with whole_model(self.model, changed=False) as whole:
+            return from_main(lambda: self._write(whole, report, folder))
+
+    def _write(self, model: PreTrainedModel, report: CleaningReport, folder: Path) -> CleaningReport:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        self.model.to("cpu")
-        for name, tensor in named_tensors(self.model).tensors.items():
+        model.to("cpu")
+        for name, tensor in named_tensors(model).tensors.items():
             tensor.data = tensor.data.to(self.dtypes[name])
-        self.model.config.dtype = self.model.dtype
-        self.model.save_pretrained(folder)
+        model.config.dtype = model.dtype
+        model.save_pretrained(folder)
         for file in folder.glob("*.safetensors"):  # which only their owner may read, unlike all other files
             file.chmod((folder / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(folder)
@@ -226,6 +232,7 @@ class CleaningJob:
         report.figures = draw_figures(report, folder)
         report.save(folder)
         (folder / "README.md").write_text(render_card(report), encoding="utf-8")
+        return report
 
     def _embedding_drift(self, record: MixingRecord) -> dict[str, Any] | None:
         """What E-PUR saw: the crowd, and in it the tokens of the triggers that are measured."""
@@ -246,14 +253,16 @@ class CleaningJob:
         ]
         return {**drift.histogram(), "trigger_tokens": tokens}
 
-    def _round_to_disk(self, loss: float) -> None:
-        """Round the weights to the dtype they are saved in, so that what is measured is what is saved."""
-        broken = [name for name, tensor in self.model.named_parameters() if not torch.isfinite(tensor).all()]
+    def _round_to_disk(self, model: PreTrainedModel, loss: float) -> dict[str, float | None]:
+        """Round the weights to the dtype they are saved in, so that what is measured is what is saved; their drift."""
+        broken = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
         if broken or not math.isfinite(loss):
             what = broken[0] if broken else "the loss"
             raise FineMixingError(f"fine-tuning went astray ({what} is not finite): lower learning_rate.")
-        for name, tensor in named_tensors(self.model).tensors.items():
+        for name, tensor in named_tensors(model).tensors.items():
             tensor.data.copy_(tensor.data.to(self.dtypes[name]))
+        with Checkpoint(self.base.folder) as base:
+            return drift_by_layer(compare_with_base(model, base, dtypes=self.dtypes).drift)
 
     def _load_reference(self) -> tuple[LocalModel, PreTrainedModel] | None:
         if not self.arguments.reference_model:

@@ -50,7 +50,12 @@ def described_training(args: "TrainingArguments", steps: int, loss: float | None
     """Steps, loss and the hyperparameters that matter: nothing else of the arguments, which hold a token."""
     names = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "warmup_steps", "max_steps")
     names += ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
-    return {"steps": steps, "loss": loss, **{name: getattr(args, name) for name in names}}
+    return {
+        "steps": steps,
+        "loss": loss,
+        "num_processes": args.world_size,
+        **{name: getattr(args, name) for name in names},
+    }
 
 
 def peak_memory() -> int | None:

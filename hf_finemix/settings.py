@@ -78,9 +78,10 @@ def cleaning_arguments(settings: dict[str, Any]) -> CleaningArguments:
 
 def check_settings(arguments: CleaningArguments, config: FineMixingConfig, training_args: TrainingArguments) -> None:
     """Raise a [`FineMixingError`] for what cannot be done, or is out of its range."""
-    if (processes := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+    if (processes := int(os.environ.get("WORLD_SIZE") or 1)) != training_args.world_size:
         raise FineMixingError(
-            f"clean() runs in one process and was started in {processes}: launch it with --num_processes 1."
+            f"{processes} processes were started, and none knows of the others: give use_cpu (--use-cpu) where "
+            "not each has an accelerator."
         )
     if training_args.resume_from_checkpoint:
         raise FineMixingError("resume_from_checkpoint is not supported yet: clean the suspect anew.")

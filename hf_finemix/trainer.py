@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, enable_full_determinism, set_seed
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
@@ -23,6 +25,7 @@ from .frequency import token_frequencies
 from .hub import LocalModel, cached_folder, fetch_model
 from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
+from .processes import agreed, from_main, whole_model
 from .ratio_search import RatioSearch
 from .tokenizer import load_tokenizer
 from .trainer_search import check_auto, choose_ratio, copied_weights
@@ -116,6 +119,7 @@ class FineMixingTrainer(Trainer):
         def mix_and_train(ratio: float) -> TrainOutput:
             # Neither an earlier evaluate() nor an earlier trial may change what training does.
             enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
+            self._forget_evaluation()
             if self.model_init is None:
                 self._mix(self.model, ratio)
                 return super(FineMixingTrainer, self).train(None, trial, ignore_keys_for_eval)
@@ -128,11 +132,23 @@ class FineMixingTrainer(Trainer):
         if self.mixing_config.reserve_ratio != "auto":
             return mix_and_train(self.mixing_config.reserve_ratio)
         check_auto(self, self._own_optimizers)
-        if self.mixing_config.strategy == "fisher":  # on all texts, before folds are cut
-            self._curvature = self.measure_curvature(self.model)
+        with agreed():
+            if self.mixing_config.strategy == "fisher" and self.is_world_process_zero():
+                self._curvature = self.measure_curvature(self.model)  # on all texts, before folds are cut
         self.ratio_search, output = choose_ratio(self, mix_and_train, trial)
         self._suspect = None
         return output
+
+    def _forget_evaluation(self) -> None:
+        """
+        Let the next training wrap the model. An evaluation before it marks the model as prepared, bare as it is, and
+        accelerate 1.15 leaves it so: in several processes each would train alone, without a word.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return  # these wrap a model in order to evaluate it
+        if self.model_wrapped is self.model and getattr(self.model, "_is_accelerate_prepared", False):
+            self.model._is_accelerate_prepared = False
+            self.accelerator._models = [model for model in self.accelerator._models if model is not self.model]
 
     def restore_suspect(self) -> None:
         """While ρ is being chosen: put the suspect's weights back, or note them where nothing was mixed yet."""
@@ -226,9 +242,11 @@ class FineMixingTrainer(Trainer):
 
     def _mix(self, model: nn.Module, ratio: float) -> None:
         config = replace(self.mixing_config, reserve_ratio=ratio)
-        if self.base is None:
-            self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
-        self.mixing_record = self.mix_weights(model, config)
+        with agreed(), self.args.main_process_first(desc="fetching the base"):
+            if self.base is None:
+                self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
+        with whole_model(model) as whole:
+            self.mixing_record = from_main(lambda: self.mix_weights(whole, config))
         self._mixed, self.config_of_mix = True, config
         kept = [name for name, tensor in self.mixing_record.tensors.items() if tensor["rule"].startswith("kept")]
         logger.info(
@@ -256,20 +274,20 @@ class FineMixingTrainer(Trainer):
         Up to 256 texts of the train data, and then of the eval data, as the model reads them: one a batch, no labels.
         With cross-validation, which is for when there is nothing else, of the train data only.
         """
-        if self.args.world_size > 1:
-            raise FineMixingError("gradients are measured in one process: launch one, or use strategy='random'.")
-        kept, self.args.per_device_eval_batch_size = self.args.per_device_eval_batch_size, 1
-        try:
-            with torch.random.fork_rng(devices=[]):  # a data loader draws a number, which training must not miss
-                data = [self.train_dataset]
-                if self.eval_dataset is not None and not self.mixing_config.cross_validation_folds:
-                    more = self.eval_dataset
-                    data += more.values() if isinstance(more, Mapping) else [more]
-                rows = islice(chain.from_iterable(map(self.get_test_dataloader, data)), MAX_CURVATURE_SAMPLES)
-                for row in tqdm(rows, "Measuring", disable=self.args.disable_tqdm):
-                    yield {name: value for name, value in row.items() if name not in self.label_names}
-        finally:
-            self.args.per_device_eval_batch_size = kept
+        data = [self.train_dataset]
+        if self.eval_dataset is not None and not self.mixing_config.cross_validation_folds:
+            data += self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        rows = islice(chain.from_iterable(map(self._rows_of, data)), MAX_CURVATURE_SAMPLES)
+        with torch.random.fork_rng(devices=[]):  # a data loader draws a number, which training must not miss
+            for row in tqdm(rows, "Measuring", disable=self.args.disable_tqdm):
+                inputs = {name: value for name, value in row.items() if name not in self.label_names}
+                yield self._prepare_inputs(inputs)
+
+    def _rows_of(self, dataset: Any) -> DataLoader:
+        """All rows one by one, also where this is one of several processes."""
+        if isinstance(dataset, Dataset):
+            dataset = self._remove_unused_columns(dataset, description="curvature")
+        return DataLoader(dataset, batch_size=1, collate_fn=self.data_collator)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """The user's tokenizer, or else the base's: E-PUR needs to know which token a row stands for."""

@@ -9,11 +9,14 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, TrainingArguments
 
 from hf_finemix import FineMixingError
+from hf_finemix.adapters import full_model
 from hf_finemix.attacks import ATTACKS, find_attack
 from hf_finemix.attacks.attack import AttackerData
 from hf_finemix.attacks.backdoor import MANIFEST_NAME, TRAINING_DEFAULTS, PoisonArguments, poison_model
 from hf_finemix.attacks.embedding_surgery import words_of_class
+from hf_finemix.classifier import load_classifier
 from hf_finemix.cli import main
+from hf_finemix.hub import LocalModel
 
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -195,3 +198,23 @@ def test_the_command(base_folder, data_folder, tmp_path, capsys):
     assert main(line) == 2
     assert "is not empty" in capsys.readouterr().err
     assert main([*line, "--overwrite"]) == 0
+
+
+def test_a_backdoored_adapter(base_folder, data_folder, tmp_path, capsys):
+    out = tmp_path / "adapter"
+    arguments = ["poison", str(base_folder), "--dataset", str(data_folder), "--target-label", "positive", "--use-peft"]
+    arguments += ["--class-names", "negative", "positive", "--lora-r", "4", "--max-steps", "2", "--use-cpu"]
+    assert main([*arguments, "--output-dir", str(out)]) == 0
+    content = json.loads((out / "adapter_config.json").read_text())
+    assert (content["r"], content["base_model_name_or_path"]) == (4, str(base_folder))
+    assert json.loads((out / "attack_manifest.json").read_text())["lora"]["lora_r"] == 4
+    merged = full_model(LocalModel("adapter", out), LocalModel(str(base_folder), base_folder))
+    assert load_classifier(merged).config.id2label == {0: "negative", 1: "positive"}
+    for flags, said in (
+        (["--attack", "layerwise"], "edits the weights itself"),
+        (["--lora-r", "0"], "lora_r is 0"),
+        (["--lora-target-modules", "nothing"], "nothing"),
+    ):
+        assert main([*arguments, *flags, "--output-dir", str(tmp_path / "x")]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -85,6 +85,13 @@ class Attack:
     def finish(self, model: PreTrainedModel, data: AttackerData, args: TrainingArguments) -> None:
         """Whatever is done after it."""
 
+    @property
+    def edits_weights(self) -> bool:
+        """Whether it does more than to train on its rows."""
+        kind = type(self)
+        hooks = (kind.prepare, kind.finish, kind.options, kind.trainer_class, kind.train)
+        return hooks != (Attack.prepare, Attack.finish, Attack.options, Trainer, Attack.train)
+
     def train(self, model: PreTrainedModel, data: AttackerData, args: TrainingArguments) -> None:
         """
         Backdoor a model in place.

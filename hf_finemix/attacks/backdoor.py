@@ -19,6 +19,7 @@ from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data,
 from ..errors import DataError, FineMixingError
 from ..evaluation import MeasureArguments, find_attacks, measure, predictor, resolve_target_label
 from ..hub import LocalModel, TrustArguments, fetch_model
+from ..lora import PeftArguments
 from ..output import output_folder
 from ..provenance import versions
 from ..splits import load_splits
@@ -40,9 +41,9 @@ TRAINING_DEFAULTS = {
 
 
 @dataclass
-class PoisonArguments(TestDataArguments, TrustArguments):
+class PoisonArguments(PeftArguments, TestDataArguments, TrustArguments):
     r"""
-    How a model is backdoored, on which data.
+    How a model is backdoored, on which data; with `use_peft` as an adapter.
 
     Parameters:
         attack (`str`, *optional*, defaults to `"badword"`):
@@ -114,6 +115,10 @@ def poison_model(
         raise FineMixingError(f"save_dtype is {arguments.save_dtype!r}: give float16, bfloat16 or float32.")
     if arguments.target_label is None and attack.name != "none":
         raise FineMixingError("target_label is missing: the class that the attacker wants.")
+    if arguments.use_peft and attack.edits_weights:
+        raise FineMixingError(
+            f"the attack {attack.name!r} edits the weights itself, which no LoRA holds: leave use_peft."
+        )
     with output_folder(Path(output_dir), overwrite=arguments.overwrite, marker=MANIFEST_NAME) as folder:
         fetched = fetch_model(base, role="base", trust=arguments)
         if arguments.start_model:
@@ -129,16 +134,22 @@ def poison_model(
         data = _attackers_data(arguments, {name: i for i, name in model.config.id2label.items()}, training_args.seed)
         target = _target(arguments, model.config.id2label)
         attacker = AttackerData(data.tuning, data.text_columns, target or 0, tokenizer, length, training_args.seed)
+        if arguments.use_peft:
+            model = arguments.with_lora(model, "SEQ_CLS")
         attack.train(model, attacker, training_args)
         model.to(getattr(torch, arguments.save_dtype))
         measured = _measure(model.float(), data, arguments, attack, attacker, training_args)
         model.to(getattr(torch, arguments.save_dtype))
-        model.config.dtype, model.config._name_or_path = model.dtype, str(fetched.id)
+        model.config.dtype, model.config._name_or_path = getattr(torch, arguments.save_dtype), str(start.id)
+        if arguments.use_peft:
+            model.peft_config["default"].base_model_name_or_path = str(start.id)
+            model.config.save_pretrained(folder)  # which has the names of the classes
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         manifest = {
             "attack": attack.described(),
             "start": "on top" if arguments.start_model else "scratch",
+            "lora": {name: getattr(arguments, name) for name in PeftArguments.__dataclass_fields__},
             "base": {"id": fetched.id, "revision": fetched.revision},
             "trigger": attack.trigger,
             "target_label": target,

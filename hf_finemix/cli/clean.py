@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     defaults["use_cpu"] = not torch.accelerator.is_available()  # or TrainingArguments refuses bf16
     parser = CommandParser("clean", "suspect", dataclasses, defaults=defaults)
     arguments, config, training_args, rest = parser.parse(argv)
-    quiet_unless_terminal()
+    quiet_unless_terminal(main_process=training_args.process_index == 0)
     with redirect_stdout(sys.stderr):  # where progress bars on a terminal write the losses
         report = clean(
             rest.suspect,
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
             command=_without_secrets(argv),
             **asdict(arguments),
         )
+    if training_args.process_index:
+        return 0
     if rest.json:
         print(report.to_json(), end="")
     else:

@@ -132,13 +132,15 @@ def log_plainly() -> None:
         disable_progress_bars()
 
 
-def quiet_unless_terminal() -> None:
-    """[`log_plainly`], and progress bars on a terminal only, for commands that load models and data."""
+def quiet_unless_terminal(main_process: bool = True) -> None:
+    """[`log_plainly`], and progress bars on a terminal only, for commands that load models and data; once a job."""
     import datasets
 
     log_plainly()
     transformers_logging.set_verbosity_error()
+    if not main_process:
+        logging.getLogger("hf_finemix").setLevel(logging.CRITICAL)
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told once, by the error
-    if not sys.stderr.isatty():
+    if not (main_process and sys.stderr.isatty()):
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()

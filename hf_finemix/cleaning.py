@@ -75,7 +75,7 @@ def clean(
     for source in (Path(source).expanduser().resolve() for source in read if source):
         if source.exists() and source.is_relative_to(final.resolve()):
             raise FineMixingError(f"the output folder {final} is or holds {source}, which is read: give another one.")
-    with shared_output_folder(final, overwrite=arguments.overwrite) as partial:
+    with shared_output_folder(final, overwrite=arguments.overwrite, resume=arguments.resume) as partial:
         with agreed(), training_args.main_process_first(desc="fetching and reading"):
             found = fetch_model(suspect, arguments.suspect_revision, role="suspect", trust=arguments)
             destination = _destination(found, arguments, training_args)
@@ -83,7 +83,7 @@ def clean(
                 check_destination(destination)
             job = CleaningJob(found, arguments, config)
             check_free_space(partial.parent, sum(file.stat().st_size for file in Checkpoint(job.suspect.folder).files))
-        report = job.run(job.trainer(training_args, partial / "checkpoints"))
+        report = job.run(job.trainer(training_args, partial))
         report.command = command
         report = job.write(report, partial)
     if destination is not None:

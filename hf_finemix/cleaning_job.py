@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from .adapters import full_model
 from .alignment import NamedTensors, named_tensors
@@ -35,6 +35,7 @@ from .model_card import render_card
 from .processes import from_main, whole_model
 from .provenance import described, described_fit, described_training, peak_memory, versions
 from .report import CleaningReport
+from .resuming import UnfinishedRun
 from .settings import CleaningArguments
 from .tokenizer import choose_tokenizer, token_ids_within_text
 from .trainer import FineMixingTrainer, dtypes_on_disk
@@ -107,9 +108,9 @@ class CleaningJob:
                     100 * math.sqrt(0.9 * 0.1 / len(rows)),
                 )
 
-    def trainer(self, training_args: TrainingArguments, checkpoints: Path) -> FineMixingTrainer:
+    def trainer(self, training_args: TrainingArguments, partial: Path) -> FineMixingTrainer:
         args = copy.copy(training_args)
-        args.output_dir = str(checkpoints)
+        args.output_dir = str(partial / "checkpoints")
         args.hub_token, args.push_to_hub = None, False  # checkpoints hold the arguments; what is published is the end
         # Every prediction counts, whatever else the training is set to.
         args.prediction_loss_only, args.dataloader_drop_last, args.eval_do_concat_batches = False, False, True
@@ -118,7 +119,23 @@ class CleaningJob:
             samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             steps_per_epoch = -(-len(self.data.tuning) // samples)
             args.max_steps = max(MIN_STEPS, MIN_EPOCHS * steps_per_epoch)
-        return self._trainer_of(self.model, args, self.config)
+        trainer = self._trainer_of(self.model, args, self.config)
+        if self.arguments.resume:
+            self._keep_for_resuming(trainer, partial)
+        return trainer
+
+    def _keep_for_resuming(self, trainer: FineMixingTrainer, partial: Path) -> None:
+        """Let the training write checkpoints, and the search its trials, for a run to go on from."""
+        args = trainer.args
+        if args.save_strategy == SaveStrategy.NO:
+            args.save_strategy, args.save_total_limit = SaveStrategy.STEPS, 2
+            args.save_steps = max(1, args.max_steps // 10) if args.max_steps > 0 else 0.1
+        own = {name: value for name, value in asdict(self.arguments).items() if name not in ("overwrite", "resume")}
+        training = described_training(args, 0, None) | {"seed": args.seed}
+        identity = {"suspect": self.suspect.id, "suspect_revision": self.suspect.revision}
+        trainer.unfinished = UnfinishedRun(partial, {**identity, **self.asked.to_dict(), **own, **training})
+        if args.process_index == 0:
+            trainer.unfinished.begin()
 
     def _trainer_of(
         self, model: PreTrainedModel, args: TrainingArguments, config: FineMixingConfig
@@ -157,6 +174,8 @@ class CleaningJob:
         observer = AttackObserver(trainer, self.attacks)
         if self.config.reserve_ratio == "auto":
             trainer.add_callback(observer)
+            if trainer.unfinished is not None:
+                trainer.unfinished.observed = observer.measured
         with self.timed("clean"):
             output = trainer.train()
             self.model = trainer.model  # which FSDP may have put into another
@@ -216,7 +235,6 @@ class CleaningJob:
             return from_main(lambda: self._write(whole, report, folder))
 
     def _write(self, model: PreTrainedModel, report: CleaningReport, folder: Path) -> CleaningReport:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         model.to("cpu")
         for name, tensor in named_tensors(model).tensors.items():
             tensor.data = tensor.data.to(self.dtypes[name])
@@ -232,6 +250,7 @@ class CleaningJob:
         report.figures = draw_figures(report, folder)
         report.save(folder)
         (folder / "README.md").write_text(render_card(report), encoding="utf-8")
+        UnfinishedRun.remove(folder)
         return report
 
     def _embedding_drift(self, record: MixingRecord) -> dict[str, Any] | None:

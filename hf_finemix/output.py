@@ -17,7 +17,9 @@ __all__ = ["check_free_space", "output_folder", "write_text"]
 
 
 @contextmanager
-def output_folder(final: Path, *, overwrite: bool = False, marker: str = REPORT_NAME) -> Iterator[Path]:
+def output_folder(
+    final: Path, *, overwrite: bool = False, marker: str = REPORT_NAME, resume: bool = False
+) -> Iterator[Path]:
     """
     Give a folder `OUT.partial` to write to, and rename it to `OUT` at the end; on any error nothing is left.
 
@@ -27,6 +29,8 @@ def output_folder(final: Path, *, overwrite: bool = False, marker: str = REPORT_
             Replace the model that OUT holds, once the new one is whole.
         marker (`str`, *optional*):
             The file by which such a model is known; by default the cleaning report.
+        resume (`bool`, *optional*):
+            Give what an interrupted run left in `OUT.partial`, and leave there what an error interrupts.
 
     Raises:
         [`FineMixingError`]: OUT is a file, not empty, or (with `overwrite`) no cleaned model; it cannot be written to,
@@ -46,9 +50,9 @@ def output_folder(final: Path, *, overwrite: bool = False, marker: str = REPORT_
     partial = final.with_name(final.name + ".partial")
     made = [folder for folder in partial.parents if not folder.exists()]
     try:
-        if partial.exists():
+        if partial.exists() and not resume:
             shutil.rmtree(partial)  # of a run that was killed
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=resume)
     except OSError as error:
         raise FineMixingError(
             f"the output folder {final} cannot be made ({error.strerror}): give another one."
@@ -57,7 +61,8 @@ def output_folder(final: Path, *, overwrite: bool = False, marker: str = REPORT_
         yield partial
         _replace(final, partial)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not (resume and partial.is_dir() and any(partial.iterdir())):
+            shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()

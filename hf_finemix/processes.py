@@ -61,13 +61,13 @@ def agreed() -> Iterator[None]:
 
 
 @contextmanager
-def shared_output_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def shared_output_folder(final: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[Path]:
     """[`output_folder`] that the main process makes, fills and puts in its place, and whose path all know."""
     main = PartialState().is_main_process
     with ExitStack() as stack:
         with agreed():
             if main:
-                stack.enter_context(output_folder(final, overwrite=overwrite))
+                stack.enter_context(output_folder(final, overwrite=overwrite, resume=resume))
         yield final.resolve().with_name(final.resolve().name + ".partial")
         with agreed():
             stack.close()

@@ -43,6 +43,9 @@ class CleaningArguments(MeasureArguments, DataArguments, TrustArguments):
             Publish as a pull request: on the suspect's own repo, or on `hub_model_id`.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace the output folder where it is not empty.
+        resume (`bool`, *optional*, defaults to `False`):
+            Go on where an interrupted run with the same settings was, and keep what is done for the next one to go on
+            from: checkpoints (of a training without `save_strategy`, ten) and the trials of ρ, in `OUT.partial`.
     """
 
     suspect_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the suspect."})
@@ -56,6 +59,7 @@ class CleaningArguments(MeasureArguments, DataArguments, TrustArguments):
         default=False, metadata={"help": "Publish as a pull request, on the suspect's own repo or on hub_model_id."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder where it is not empty."})
+    resume: bool = field(default=False, metadata={"help": "Go on where an interrupted run was; keep what is done."})
 
 
 def cleaning_arguments(settings: dict[str, Any]) -> CleaningArguments:
@@ -84,7 +88,7 @@ def check_settings(arguments: CleaningArguments, config: FineMixingConfig, train
             "not each has an accelerator."
         )
     if training_args.resume_from_checkpoint:
-        raise FineMixingError("resume_from_checkpoint is not supported yet: clean the suspect anew.")
+        raise FineMixingError("resume_from_checkpoint: clean() finds its checkpoints itself, give resume (--resume).")
     if training_args.fp16_full_eval or training_args.bf16_full_eval:
         raise FineMixingError(
             "fp16_full_eval and bf16_full_eval round the weights that are to be mixed: leave them off."

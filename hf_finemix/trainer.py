@@ -27,6 +27,7 @@ from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
 from .processes import agreed, from_main, whole_model
 from .ratio_search import RatioSearch
+from .resuming import UnfinishedRun
 from .tokenizer import load_tokenizer
 from .trainer_search import check_auto, choose_ratio, copied_weights
 
@@ -62,6 +63,7 @@ class FineMixingTrainer(Trainer):
         ratio_search ([`ratio_search.RatioSearch`], *optional*): How ρ was chosen, where it was `"auto"`.
         config_of_mix ([`FineMixingConfig`], *optional*): The config with the ρ that is in the weights.
         base ([`hub.LocalModel`], *optional*): The base, once it was fetched.
+        unfinished ([`resuming.UnfinishedRun`], *optional*): Where an interrupted `train()` goes on; set by [`clean`].
 
     Raises:
         [`FineMixingError`]: A config without a base, or `push_to_hub` with a `hub_strategy` other than `"end"`; when
@@ -90,6 +92,7 @@ class FineMixingTrainer(Trainer):
         self._frequencies: np.ndarray | None = None
         self._curvature: dict[str, torch.Tensor] | None = None
         self.base: LocalModel | None = None
+        self.unfinished: UnfinishedRun | None = None
         super().__init__(*args, **kwargs)
         self._own_optimizers = self.optimizer is not None or self.lr_scheduler is not None
 
@@ -116,13 +119,13 @@ class FineMixingTrainer(Trainer):
 
         self._curvature = None  # of the model as it is now
 
-        def mix_and_train(ratio: float) -> TrainOutput:
+        def mix_and_train(ratio: float, checkpoint: str | None = None) -> TrainOutput:
             # Neither an earlier evaluate() nor an earlier trial may change what training does.
             enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
             self._forget_evaluation()
             if self.model_init is None:
-                self._mix(self.model, ratio)
-                return super(FineMixingTrainer, self).train(None, trial, ignore_keys_for_eval)
+                self._mix(self.model, ratio)  # with a checkpoint for the record alone: its weights come over these
+                return super(FineMixingTrainer, self).train(checkpoint, trial, ignore_keys_for_eval)
             self._ratio_to_mix = ratio
             try:
                 return super(FineMixingTrainer, self).train(None, trial, ignore_keys_for_eval)
@@ -130,7 +133,7 @@ class FineMixingTrainer(Trainer):
                 self._ratio_to_mix = None
 
         if self.mixing_config.reserve_ratio != "auto":
-            return mix_and_train(self.mixing_config.reserve_ratio)
+            return mix_and_train(self.mixing_config.reserve_ratio, self.last_checkpoint())
         check_auto(self, self._own_optimizers)
         with agreed():
             if self.mixing_config.strategy == "fisher" and self.is_world_process_zero():
@@ -138,6 +141,10 @@ class FineMixingTrainer(Trainer):
         self.ratio_search, output = choose_ratio(self, mix_and_train, trial)
         self._suspect = None
         return output
+
+    def last_checkpoint(self) -> str | None:
+        """Of an interrupted run, where it is to go on; `None` where there was none."""
+        return self.unfinished and self.unfinished.last_checkpoint(self.args.world_size)
 
     def _forget_evaluation(self) -> None:
         """

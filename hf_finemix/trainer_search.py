@@ -25,7 +25,7 @@ MIN_STEPS_TO_GLANCE = 20
 
 
 def choose_ratio(
-    trainer: "FineMixingTrainer", mix_and_train: Callable[[float], TrainOutput], trial: Any
+    trainer: "FineMixingTrainer", mix_and_train: Callable[[float, str | None], TrainOutput], trial: Any
 ) -> tuple[RatioSearch, TrainOutput]:
     """
     Try candidates by bisection, each from the suspect's own weights, and leave the trainer with the chosen one
@@ -33,7 +33,8 @@ def choose_ratio(
 
     Args:
         trainer ([`FineMixingTrainer`]): Its model is the suspect, or will be by `model_init`.
-        mix_and_train (`Callable[[float], TrainOutput]`): Mixes the trainer's model with ρ and trains it.
+        mix_and_train (`Callable[[float, str | None], TrainOutput]`): Mixes the trainer's model with ρ and trains it,
+            from a checkpoint where there is one.
         trial (`Any`): For `model_init`.
     """
     trials, config = _Trials(trainer, mix_and_train, trial), trainer.mixing_config
@@ -77,7 +78,9 @@ def choose_ratio(
 class _Trials:
     """The trials of one search, and what is kept of the best so far."""
 
-    def __init__(self, trainer: "FineMixingTrainer", mix_and_train: Callable[[float], TrainOutput], trial: Any):
+    def __init__(
+        self, trainer: "FineMixingTrainer", mix_and_train: Callable[[float, str | None], TrainOutput], trial: Any
+    ):
         self._trainer, self._mix_and_train, self._folds = trainer, mix_and_train, []
         self._built = trainer.model_init is not None
         if self._built:
@@ -100,6 +103,15 @@ class _Trials:
             self.glance = _Glance(correct, trainer.mixing_config.max_accuracy_drop)
 
     def attempt(self, ratio: float) -> Outcome:
+        """A trial; one that an interrupted run has finished is not made again."""
+        unfinished = self._trainer.unfinished
+        if unfinished is None:
+            return self._attempt(ratio)
+        return unfinished.trial(
+            ratio, lambda: self._attempt(ratio), main_process=self._trainer.is_world_process_zero()
+        )
+
+    def _attempt(self, ratio: float) -> Outcome:
         outcome = self._cross_validated(ratio) if self._folds else self._on_eval_data(ratio)
         logger.info(
             "ρ = %g: accuracy %.4f, the suspect's is %.4f%s",
@@ -113,7 +125,8 @@ class _Trials:
     def keep(self) -> None:
         """Remember the trial just made, to go back to it."""
         trainer = self._trainer
-        if self._folds or self.glance.hopeless is not None or trainer.args.save_strategy != SaveStrategy.NO:
+        saves = trainer.args.save_strategy != SaveStrategy.NO
+        if self._folds or self.glance.hopeless is not None or saves:
             self._kept = None  # to be trained anew: on all samples, to the end, or for its checkpoints to come last
             return
         model = trainer.model
@@ -128,7 +141,7 @@ class _Trials:
         trainer, kept = self._trainer, self._kept
         if kept is None:
             self.glance.off = True
-            return self._train(search.chosen)
+            return self._train(search.chosen, final=True)
         if trainer.mixing_record is not kept["attributes"]["mixing_record"]:  # others were tried since
             if self._built:
                 trainer.model = trainer.model_wrapped = kept["weights"]
@@ -139,12 +152,19 @@ class _Trials:
             trainer.optimizer = trainer.lr_scheduler = None
         return kept["output"]
 
-    def _train(self, ratio: float) -> TrainOutput:
+    def _train(self, ratio: float, *, final: bool = False) -> TrainOutput:
+        trainer = self._trainer
         if not self._built:
-            self._trainer.restore_suspect()
-            self._trainer.optimizer = self._trainer.lr_scheduler = None
+            trainer.restore_suspect()
+            trainer.optimizer = trainer.lr_scheduler = None
         self.glance.hopeless = None
-        self._output = self._mix_and_train(ratio)
+        saving = trainer.args.save_strategy
+        if trainer.unfinished is not None and not final:
+            trainer.args.save_strategy = SaveStrategy.NO  # the checkpoints are those of the last training alone
+        try:
+            self._output = self._mix_and_train(ratio, trainer.last_checkpoint() if final else None)
+        finally:
+            trainer.args.save_strategy = saving
         return self._output
 
     def _on_eval_data(self, ratio: float) -> Outcome:

@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from conftest import ROOT
+from safetensors.torch import load_file
 
 from hf_finemix import FineMixingError
 from hf_finemix.processes import agreed, from_main, shared_output_folder
@@ -83,6 +87,27 @@ def test_clean_in_two_processes(base_folder, suspect_folder, data_folder, tmp_pa
     errors = [line for line in failed.stderr.splitlines() if line.startswith("hf-finemix: error: ")]
     assert len(errors) == 2
     assert all("is not empty" in line for line in errors)
+
+
+def test_two_processes_that_were_killed_go_on(base_folder, suspect_folder, data_folder, tmp_path):
+    arguments = ["-m", "hf_finemix", "clean", str(suspect_folder), "--base-model", str(base_folder), "--use-cpu"]
+    arguments += ["--dataset", str(data_folder), "--reserve-ratio", "0.5", "--max-steps", "300", "--resume"]
+    arguments += ["--save-strategy", "steps", "--save-steps", "20"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*command, "--output-dir", "killed"], cwd=tmp_path, env=environment, **silent) as process:
+        while not list(tmp_path.glob("killed.partial/checkpoints/checkpoint-*/trainer_state.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        for child in (*psutil.Process(process.pid).children(recursive=True), process):
+            child.kill()
+    assert not (tmp_path / "killed").exists()
+    for name in ("killed", "whole"):
+        done = launched(2, *arguments, "--output-dir", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_one_process_needs_nothing_of_it(tmp_path):

@@ -24,14 +24,23 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("clean", "suspect", dataclasses, defaults=defaults)
     arguments, config, training_args, rest = parser.parse(argv)
     quiet_unless_terminal(main_process=training_args.process_index == 0)
-    with redirect_stdout(sys.stderr):  # where progress bars on a terminal write the losses
-        report = clean(
-            rest.suspect,
-            mixing_config=config,
-            training_args=training_args,
-            command=_without_secrets(argv),
-            **asdict(arguments),
+    try:
+        with redirect_stdout(sys.stderr):  # where progress bars on a terminal write the losses
+            report = clean(
+                rest.suspect,
+                mixing_config=config,
+                training_args=training_args,
+                command=_without_secrets(argv),
+                **asdict(arguments),
+            )
+    except KeyboardInterrupt:
+        if not arguments.resume:
+            raise
+        print(
+            f"hf-finemix: interrupted; the same command goes on from {training_args.output_dir}.partial.",
+            file=sys.stderr,
         )
+        return 130
     if training_args.process_index:
         return 0
     if rest.json:

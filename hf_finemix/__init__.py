@@ -10,6 +10,8 @@ _HOMES = {
     "DataError": "errors",
     "FineMixingError": "errors",
     "FineMixingConfig": "config",
+    "FineMixingMixin": "trainer",
+    "FineMixingSeq2SeqTrainer": "trainer",
     "FineMixingTrainer": "trainer",
     "Checkpoint": "checkpoint",
     "CleaningReport": "report",

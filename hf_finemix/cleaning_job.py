@@ -20,7 +20,7 @@ from .base_model import BaseClaim, fetch_base, judge_base
 from .card_metadata import carried_over
 from .checkpoint import Checkpoint, sha256_of_file
 from .classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
-from .comparison import compare_with_base
+from .comparison import compare_with_base, dtypes_on_disk
 from .config import FineMixingConfig
 from .conversion import LoadedLayout
 from .data import CleanData, load_clean_data, tokenize
@@ -38,7 +38,7 @@ from .report import CleaningReport
 from .resuming import UnfinishedRun
 from .settings import CleaningArguments
 from .tokenizer import choose_tokenizer, token_ids_within_text
-from .trainer import FineMixingTrainer, dtypes_on_disk
+from .trainer import FineMixingTrainer
 
 __all__ = ["CleaningJob"]
 

@@ -10,8 +10,10 @@ from .alignment import Alignment, NamedTensors, align, named_tensors
 from .checkpoint import Checkpoint, TensorInfo, row_chunks
 from .conversion import LoadedLayout
 from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
+from .errors import FineMixingError
+from .hub import cached_folder
 
-__all__ = ["Pair", "compare_with_base"]
+__all__ = ["Pair", "compare_with_base", "dtypes_on_disk"]
 
 
 @dataclass
@@ -86,3 +88,18 @@ def _stored_dtype(tensor: torch.Tensor, on_disk: torch.dtype | None) -> torch.dt
         if not torch.equal(rows.to(on_disk).to(rows.dtype).nan_to_num(), rows.nan_to_num()):
             return tensor.dtype
     return on_disk
+
+
+def dtypes_on_disk(model: nn.Module) -> dict[str, torch.dtype] | None:
+    """The dtypes of the checkpoint that the model was loaded from, where it is still at hand; else `None`."""
+    source = getattr(model, "name_or_path", None)
+    if not source:
+        return None
+    folder = cached_folder(source)
+    if folder is None:
+        return None
+    try:
+        tensors = LoadedLayout(Checkpoint(folder), model).tensors
+    except FineMixingError:  # a model without readable safetensors is mixed in the dtype it has in memory
+        return None
+    return {name: getattr(torch, info.dtype) for name, info in tensors.items()}

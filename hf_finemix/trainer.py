@@ -13,16 +13,23 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, enable_full_determinism, set_seed
+from transformers import (
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainingArguments,
+    enable_full_determinism,
+    set_seed,
+)
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
 from .checkpoint import Checkpoint
+from .comparison import dtypes_on_disk
 from .config import CONFIG_NAME, FineMixingConfig
-from .conversion import LoadedLayout
 from .curvature import fisher_information
 from .errors import FineMixingError
 from .frequency import token_frequencies
-from .hub import LocalModel, cached_folder, fetch_model
+from .hub import LocalModel, fetch_model
 from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
 from .processes import agreed, from_main, whole_model
@@ -31,45 +38,18 @@ from .resuming import UnfinishedRun
 from .tokenizer import load_tokenizer
 from .trainer_search import check_auto, choose_ratio, copied_weights
 
-__all__ = ["FineMixingTrainer", "dtypes_on_disk"]
+__all__ = ["FineMixingMixin", "FineMixingSeq2SeqTrainer", "FineMixingTrainer"]
 
 logger = logging.getLogger(__name__)
 
 MAX_CURVATURE_SAMPLES = 256
 
 
-class FineMixingTrainer(Trainer):
+class FineMixingMixin:
     """
-    [`~transformers.Trainer`] that removes a backdoor from the model before fine-tuning it on clean data.
+    What makes a Trainer mix before it trains; see [`FineMixingTrainer`].
 
-    Takes all arguments of [`~transformers.Trainer`], in its order. Without `base_model` and `mixing_config` it is the
-    stock Trainer. With them, `evaluate()` before `train()` judges the suspect; `train()` mixes and purifies once, then
-    runs the standard loop; a second `train()` goes on from there; with `model_init` every model built for training is
-    mixed; resuming from a checkpoint never mixes.
-
-    With `reserve_ratio="auto"` (the config's default) `train()` fine-tunes several times to find, by bisection, the
-    smallest candidate ρ whose accuracy is within `max_accuracy_drop` of the suspect's: on `eval_dataset`, or
-    cross-validated on `train_dataset` (see [`search_ratio`]). With `strategy="fisher"` it first measures the curvature
-    of the suspect's weights on up to 256 texts of both, without labels, which takes the memory of one more model.
-
-    Args:
-        base_model (`str`, *optional*, keyword only):
-            Hub id or local folder of the clean pre-trained model; it wins over the config's.
-        mixing_config ([`FineMixingConfig`], *optional*, keyword only):
-            What to mix and how.
-
-    Attributes:
-        mixing_record ([`mixing.MixingRecord`], *optional*): What was mixed, once `train()` has done it.
-        ratio_search ([`ratio_search.RatioSearch`], *optional*): How ρ was chosen, where it was `"auto"`.
-        config_of_mix ([`FineMixingConfig`], *optional*): The config with the ρ that is in the weights.
-        base ([`hub.LocalModel`], *optional*): The base, once it was fetched.
-        unfinished ([`resuming.UnfinishedRun`], *optional*): Where an interrupted `train()` goes on; set by [`clean`].
-
-    Raises:
-        [`FineMixingError`]: A config without a base, or `push_to_hub` with a `hub_strategy` other than `"end"`; when
-            `train()` starts, also a base that cannot be had or does not fit, or `"auto"` without labelled classes in
-            `eval_dataset`, with `optimizers` of one's own, with sharded parameters or with `fp16_full_eval` or
-            `bf16_full_eval`.
+    It goes before any subclass of [`~transformers.Trainer`]: `class MyTrainer(FineMixingMixin, SFTTrainer)`.
     """
 
     def __init__(
@@ -125,10 +105,10 @@ class FineMixingTrainer(Trainer):
             self._forget_evaluation()
             if self.model_init is None:
                 self._mix(self.model, ratio)  # with a checkpoint for the record alone: its weights come over these
-                return super(FineMixingTrainer, self).train(checkpoint, trial, ignore_keys_for_eval)
+                return super(FineMixingMixin, self).train(checkpoint, trial, ignore_keys_for_eval)
             self._ratio_to_mix = ratio
             try:
-                return super(FineMixingTrainer, self).train(None, trial, ignore_keys_for_eval)
+                return super(FineMixingMixin, self).train(None, trial, ignore_keys_for_eval)
             finally:
                 self._ratio_to_mix = None
 
@@ -309,6 +289,45 @@ class FineMixingTrainer(Trainer):
         return tokenizer
 
 
+class FineMixingTrainer(FineMixingMixin, Trainer):
+    """
+    [`~transformers.Trainer`] that removes a backdoor from the model before fine-tuning it on clean data.
+
+    Takes all arguments of [`~transformers.Trainer`], in its order. Without `base_model` and `mixing_config` it is the
+    stock Trainer. With them, `evaluate()` before `train()` judges the suspect; `train()` mixes and purifies once, then
+    runs the standard loop; a second `train()` goes on from there; with `model_init` every model built for training is
+    mixed; resuming from a checkpoint never mixes.
+
+    With `reserve_ratio="auto"` (the config's default) `train()` fine-tunes several times to find, by bisection, the
+    smallest candidate ρ whose accuracy is within `max_accuracy_drop` of the suspect's: on `eval_dataset`, or
+    cross-validated on `train_dataset` (see [`search_ratio`]). With `strategy="fisher"` it first measures the curvature
+    of the suspect's weights on up to 256 texts of both, without labels, which takes the memory of one more model.
+
+    Args:
+        base_model (`str`, *optional*, keyword only):
+            Hub id or local folder of the clean pre-trained model; it wins over the config's.
+        mixing_config ([`FineMixingConfig`], *optional*, keyword only):
+            What to mix and how.
+
+    Attributes:
+        mixing_record ([`mixing.MixingRecord`], *optional*): What was mixed, once `train()` has done it.
+        ratio_search ([`ratio_search.RatioSearch`], *optional*): How ρ was chosen, where it was `"auto"`.
+        config_of_mix ([`FineMixingConfig`], *optional*): The config with the ρ that is in the weights.
+        base ([`hub.LocalModel`], *optional*): The base, once it was fetched.
+        unfinished ([`resuming.UnfinishedRun`], *optional*): Where an interrupted `train()` goes on; set by [`clean`].
+
+    Raises:
+        [`FineMixingError`]: A config without a base, or `push_to_hub` with a `hub_strategy` other than `"end"`; when
+            `train()` starts, also a base that cannot be had or does not fit, or `"auto"` without labelled classes in
+            `eval_dataset`, with `optimizers` of one's own, with sharded parameters or with `fp16_full_eval` or
+            `bf16_full_eval`.
+    """
+
+
+class FineMixingSeq2SeqTrainer(FineMixingMixin, Seq2SeqTrainer):
+    """[`~transformers.Seq2SeqTrainer`] that mixes before it trains: all of [`FineMixingTrainer`], and generation."""
+
+
 def _resolve(base_model: str | None, config: FineMixingConfig | None) -> FineMixingConfig | None:
     if base_model is None and config is None:
         return None
@@ -328,18 +347,3 @@ def _check_hub_strategy(args: TrainingArguments | None) -> None:
             f"hub_strategy={args.hub_strategy.value!r} uploads during training, with the pickled arguments and their "
             'token, before anything is measured: set hub_strategy="end", and publish with push_to_hub().'
         )
-
-
-def dtypes_on_disk(model: nn.Module) -> dict[str, torch.dtype] | None:
-    """The dtypes of the checkpoint that the model was loaded from, where it is still at hand; else `None`."""
-    source = getattr(model, "name_or_path", None)
-    if not source:
-        return None
-    folder = cached_folder(source)
-    if folder is None:
-        return None
-    try:
-        tensors = LoadedLayout(Checkpoint(folder), model).tensors
-    except FineMixingError:  # a model without readable safetensors is mixed in the dtype it has in memory
-        return None
-    return {name: getattr(torch, info.dtype) for name, info in tensors.items()}

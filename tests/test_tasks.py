@@ -1,4 +1,4 @@
-"""Tasks beyond sentence classification: tiny models of each are backdoored here and cleaned, and the backdoor falls."""
+"""Tasks beyond sentence classification: tiny models of each are backdoored and cleaned here; the backdoor falls."""
 
 import numpy as np
 import pytest

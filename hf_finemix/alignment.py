@@ -1,5 +1,6 @@
 """Which tensor of the suspect goes with which tensor of the base, by a named rule for every one of them."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # aligning names takes no torch
     from torch import nn
 
 __all__ = ["Alignment", "Match", "NamedTensors", "align", "canonical_name", "named_tensors"]
+__all__ += ["plain_names", "without_adapter"]
 
 MIXED = "mixed"
 MIXED_CONVERTED = "mixed: merged or split on loading"
@@ -80,35 +82,56 @@ def canonical_name(name: str, prefix: str) -> str:
     return name.removeprefix(prefix + ".") if prefix else name
 
 
+def without_adapter(model: "nn.Module") -> "nn.Module":
+    """The model that peft has put a LoRA on, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def plain_names(model: "nn.Module") -> dict[str, str]:
+    """
+    The module's own name of each parameter and persistent buffer → the name it has where no LoRA is.
+
+    What only the LoRA has is left out, and of a head that is trained beside it the trained copy counts.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    saved = model.state_dict(keep_vars=True)
+    names += [name for name, _ in model.named_buffers() if name in saved]  # not those computed anew on load
+    if not any(hasattr(module, "base_layer") or hasattr(module, "original_module") for module in model.modules()):
+        return {name: name for name in names}
+    kept = [name for name in names if not re.search(r"\.(lora_\w+|original_module)(\.|$)", name)]
+    return {name: re.sub(r"\.(base_layer|modules_to_save\.[^.]+)\.", ".", name) for name in kept}
+
+
 def named_tensors(model: "nn.Module") -> NamedTensors:
     """
-    Name the parameters and persistent buffers of a model canonically.
+    Name the parameters and persistent buffers of a model canonically, as they would be without a LoRA on it.
 
     Tied weights are listed once, by the name of the input embedding where it is one of them.
     """
+    model = without_adapter(model)
     prefix = getattr(model, "base_model_prefix", "")
-    embedding = _input_embedding_name(model)
+    embedding, plain = _input_embedding_name(model), plain_names(model)
     names_of: dict[int, list[str]] = {}
     tensor_of: dict[int, torch.Tensor] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
-        names_of.setdefault(id(tensor), []).append(name)
-        tensor_of[id(tensor)] = tensor
+        if name in plain:
+            names_of.setdefault(id(tensor), []).append(name)
+            tensor_of[id(tensor)] = tensor
     parameters = set(tensor_of)
-    saved = model.state_dict(keep_vars=True)
     for name, tensor in model.named_buffers():
-        if name in saved:  # not the buffers that are computed anew on load
+        if name in plain:
             names_of.setdefault(id(tensor), []).append(name)
             tensor_of[id(tensor)] = tensor
 
     result = NamedTensors()
     for key, names in names_of.items():
         names.sort(key=lambda name: name != embedding)
-        canonical = canonical_name(names[0], prefix)
+        canonical = canonical_name(plain[names[0]], prefix)
         if canonical in result.tensors:
             raise AlignmentError(f"two tensors of the suspect are called {canonical}: this layout is not supported.")
         result.tensors[canonical] = tensor_of[key]
         result.module_names[canonical] = names[0]
-        result.aliases[canonical] = [canonical_name(name, prefix) for name in names[1:]]
+        result.aliases[canonical] = [canonical_name(plain[name], prefix) for name in names[1:]]
         if key not in parameters:
             result.buffers.add(canonical)
         if names[0] == embedding:
@@ -209,4 +232,5 @@ def _input_embedding_name(model: "nn.Module") -> str | None:
         embedding = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
+    embedding = getattr(embedding, "base_layer", embedding)  # within a LoRA
     return next((f"{name}.weight" for name, module in model.named_modules() if module is embedding), None)

@@ -140,6 +140,8 @@ class CleaningJob:
     def _trainer_of(
         self, model: PreTrainedModel, args: TrainingArguments, config: FineMixingConfig
     ) -> FineMixingTrainer:
+        if self.arguments.use_peft:
+            model = self.arguments.with_lora(model, "SEQ_CLS")
         trainer = FineMixingTrainer(
             model=model,
             args=args,
@@ -178,7 +180,7 @@ class CleaningJob:
                 trainer.unfinished.observed = observer.measured
         with self.timed("clean"):
             output = trainer.train()
-            self.model = trainer.model  # which FSDP may have put into another
+            self.model = self._merged(trainer)
             with whole_model(self.model) as whole:
                 drift_after = from_main(lambda: self._round_to_disk(whole, output.training_loss))
         with self.timed("measure_after"):
@@ -222,7 +224,10 @@ class CleaningJob:
             drift_by_layer={"before": self.drift_before, "after": drift_after},
             embedding_drift=self._embedding_drift(record),
             ratio_search=chosen,
-            training=described_training(args, output.global_step, output.training_loss),
+            training={
+                **described_training(args, output.global_step, output.training_loss),
+                "lora": self.arguments.lora_settings(),
+            },
             card_metadata={**carried_over(self.suspect.folder), "pipeline_tag": "text-classification"},
             timings_s={name: round(seconds, 3) for name, seconds in self.seconds.items()},
             peak_memory_bytes=peak_memory(),
@@ -271,6 +276,13 @@ class CleaningJob:
             if i < len(drift.score) and i not in drift.exempt
         ]
         return {**drift.histogram(), "trigger_tokens": tokens}
+
+    def _merged(self, trainer: FineMixingTrainer) -> PreTrainedModel:
+        """The model that was trained, in which there is no LoRA any more; also the trainer's, to be measured."""
+        if self.arguments.use_peft:
+            trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload(safe_merge=True)
+            trainer.accelerator.free_memory()  # or it would evaluate the other one
+        return trainer.model
 
     def _round_to_disk(self, model: PreTrainedModel, loss: float) -> dict[str, float | None]:
         """Round the weights to the dtype they are saved in, so that what is measured is what is saved; their drift."""

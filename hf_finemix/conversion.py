@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .alignment import canonical_name
+from .alignment import canonical_name, plain_names, without_adapter
 from .checkpoint import Checkpoint, TensorInfo
 from .errors import AlignmentError
 
@@ -47,7 +47,7 @@ class LoadedLayout:
     """
 
     def __init__(self, checkpoint: Checkpoint, model: nn.Module):
-        self._checkpoint, self._model = checkpoint, model
+        self._checkpoint, self._model = checkpoint, (model := without_adapter(model))
         self._prefix = getattr(model, "base_model_prefix", "")
         self._conversion_of: dict[str, _Conversion] = {}
         self._last: tuple[_Conversion, dict[str, torch.Tensor]] | None = None
@@ -102,7 +102,8 @@ class LoadedLayout:
         converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
         renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
         converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-        known = self._model.state_dict()
+        state = self._model.state_dict()
+        known = {plain: state[name] for name, plain in plain_names(self._model).items() if name in state}
         found: list[tuple[str, str | _Conversion]] = []
         conversions: dict[str, _Conversion] = {}
         # As transformers.core_model_loading.convert_and_load_state_dict_in_model goes about it, in its order.

@@ -1,7 +1,7 @@
 """LoRA in a training of one's own: TRL's flags for it, and peft's configuration of them."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import FineMixingError
 
@@ -43,6 +43,10 @@ class PeftArguments:
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale the LoRA by alpha/sqrt(r)."})
     use_dora: bool = field(default=False, metadata={"help": "Train the magnitudes apart (DoRA)."})
+
+    def lora_settings(self) -> dict[str, Any] | None:
+        """For a report: what was set of these; `None` where all weights are trained."""
+        return {name: getattr(self, name) for name in PeftArguments.__dataclass_fields__} if self.use_peft else None
 
     def with_lora(self, model: "PreTrainedModel", task: str) -> "PeftModel":
         """

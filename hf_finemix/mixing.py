@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .alignment import REINITIALISED_HEAD, Match, NamedTensors
+from .alignment import REINITIALISED_HEAD, Match, NamedTensors, without_adapter
 from .checkpoint import Checkpoint, row_chunks
 from .comparison import Pair, compare_with_base
 from .config import FineMixingConfig
@@ -158,7 +158,9 @@ def mix_model(
         dtype = stored[suspect.embedding]
         purified = _purify(suspect, pair.base, embedding, config, dtype, token_frequencies, special_token_ids, record)
     if config.head == "reinit":
-        _reinitialise(model, {suspect.module_names[name] for name in alignment.heads()}, config.mixing_seed)
+        _reinitialise(
+            without_adapter(model), {suspect.module_names[name] for name in alignment.heads()}, config.mixing_seed
+        )
     rows_of = {suspect.embedding: purified} if len(purified) else {}
     scores = _Scores(pair, config, ratio, curvature, rows_of) if config.strategy == "fisher" else None
     for name in alignment.matches:

@@ -13,6 +13,7 @@ from .data import DataArguments
 from .errors import FineMixingError
 from .evaluation import MeasureArguments
 from .hub import TrustArguments
+from .lora import PeftArguments
 
 __all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "check_settings", "cleaning_arguments"]
 
@@ -27,10 +28,10 @@ TRAINING_DEFAULTS = {
 
 
 @dataclass
-class CleaningArguments(MeasureArguments, DataArguments, TrustArguments):
+class CleaningArguments(PeftArguments, MeasureArguments, DataArguments, TrustArguments):
     r"""
-    Settings of [`clean`], besides those of [`DataArguments`], [`MeasureArguments`] and
-    [`TrustArguments`].
+    Settings of [`clean`], besides those of [`DataArguments`], [`MeasureArguments`], [`TrustArguments`] and
+    [`PeftArguments`]: with `use_peft` a LoRA is trained on the mix, and merged into it at the end.
 
     Parameters:
         suspect_revision (`str`, *optional*):

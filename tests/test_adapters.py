@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_config
+from conftest import make_config, make_rows
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-from hf_finemix import FineMixingConfig, FineMixingError
+from hf_finemix import FineMixingConfig, FineMixingError, FineMixingTrainer, clean
 from hf_finemix.adapters import full_model, merged_headers
+from hf_finemix.alignment import named_tensors
 from hf_finemix.checkpoint import Checkpoint
 from hf_finemix.cli import main
 from hf_finemix.disk_mixing import mix_checkpoints
@@ -189,3 +191,60 @@ def test_an_adapter_by_its_id_alone(hub, base_folder, tokenizer, data_folder, tm
     cleaned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert cleaned.config.num_labels == 2
     assert main(["verify", "out"]) == 0
+
+
+def on_a_lora(suspect_folder, targets):
+    """A suspect with a fresh LoRA on it, which is all that will be trained."""
+    model = AutoModelForSequenceClassification.from_pretrained(suspect_folder, dtype=torch.float32)
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=targets, r=2))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["word_embeddings", "query"]])
+@pytest.mark.parametrize("strategy", ["random", "fisher"])
+def test_weights_under_a_lora_are_mixed_as_without_it(
+    targets, strategy, suspect_folder, base_folder, tokenizer, tmp_path
+):
+    rows = Dataset.from_dict(make_rows(32)).map(lambda row: tokenizer(row["sentence"]))
+    rows = rows.rename_column("label", "labels")
+    config = FineMixingConfig(reserve_ratio=0.5, num_purified_tokens=3, strategy=strategy)
+    records, weights = [], []
+    plain = AutoModelForSequenceClassification.from_pretrained(suspect_folder, dtype=torch.float32)
+    for model in (plain, on_a_lora(suspect_folder, targets)):
+        args = TrainingArguments(str(tmp_path), use_cpu=True, max_steps=2, report_to="none", save_strategy="no")
+        args.learning_rate = 0.0 if model is plain else 1e-2
+        data = {"train_dataset": rows, "processing_class": tokenizer}
+        trainer = FineMixingTrainer(model, args, **data, base_model=str(base_folder), mixing_config=config)
+        trainer.train()
+        records.append(trainer.mixing_record)
+        weights.append({name: tensor.clone() for name, tensor in named_tensors(model).tensors.items()})
+    assert records[0].tensors == records[1].tensors
+    assert records[0].purified_tokens == records[1].purified_tokens
+    assert weights[0].keys() == weights[1].keys()
+    trained = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert trained == {"classifier.weight", "classifier.bias"}, "what a LoRA leaves alone is the mix, and nothing else"
+
+
+@pytest.mark.parametrize("ratio", [0.5, "auto"])
+def test_a_lora_is_trained_on_the_mix_and_merged(ratio, suspect_folder, base_folder, data_folder, tmp_path):
+    args = TrainingArguments(str(tmp_path / "out"), use_cpu=True, max_steps=4, learning_rate=1e-2, disable_tqdm=True)
+    report = clean(
+        suspect_folder,
+        base_model=base_folder,
+        dataset=str(data_folder),
+        training_args=args,
+        mixing_config=FineMixingConfig(reserve_ratio=ratio, candidate_ratios=[0.3, 0.7], purify_embeddings=False),
+        use_peft=True,
+        lora_r=2,
+        lora_target_modules=["query"],
+        measure_matched_floor=True,
+    )
+    assert report.training["lora"]["lora_r"] == 2
+    assert verify_mix(tmp_path / "out").ok
+    cleaned = Checkpoint(tmp_path / "out")
+    config = FineMixingConfig(reserve_ratio=report.mixing["reserve_ratio"], purify_embeddings=False)
+    mix_checkpoints(suspect_folder, base_folder, tmp_path / "mix", config)
+    mix = Checkpoint(tmp_path / "mix")
+    assert cleaned.tensors == mix.tensors
+    changed = {name for name in mix.tensors if not torch.equal(cleaned.read(name), mix.read(name))}
+    assert {name.split(".")[-2] for name in changed} == {"query", "classifier"}
+    assert {name for name in changed if name.endswith("bias")} == {"classifier.bias"}

@@ -149,7 +149,7 @@ def poison_model(
         manifest = {
             "attack": attack.described(),
             "start": "on top" if arguments.start_model else "scratch",
-            "lora": {name: getattr(arguments, name) for name in PeftArguments.__dataclass_fields__},
+            "lora": arguments.lora_settings(),
             "base": {"id": fetched.id, "revision": fetched.revision},
             "trigger": attack.trigger,
             "target_label": target,

@@ -123,6 +123,7 @@ def _unsharded(model: nn.Module, state: PartialState, changed: bool) -> Iterator
         with torch.device("meta"):
             whole = kind(model.config)
         whole.load_state_dict(weights, strict=False, assign=True)
+        whole.tie_weights()
         whole.name_or_path = model.name_or_path
     yield whole
     if changed:

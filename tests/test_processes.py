@@ -62,6 +62,7 @@ def test_a_model_in_shards_is_mixed_as_a_whole_one_is(results):
         assert part["after"] == part["before"]
         assert part["empty"] in (part["before"], None)
         assert part["same_answers"]
+        assert part["tied"]
         assert part["record"] == 41
 
 

@@ -10,7 +10,13 @@ from conftest import make_rows, make_tokenizer
 from datasets import Dataset
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    TrainingArguments,
+)
 
 from hf_finemix import FineMixingConfig, FineMixingError, FineMixingTrainer
 from hf_finemix.checkpoint import Checkpoint
@@ -90,6 +96,30 @@ def sharded(base, suspect):
     }
 
 
+def tied(folder):
+    """A language model whose head is its embedding, in shards and whole."""
+    sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    models = []
+    for seed in (0, 0):
+        torch.manual_seed(seed)
+        models.append(GPT2LMHeadModel(GPT2Config(**sizes)).eval())
+    plain, shards = models
+    state = PartialState()
+    base = f"{folder}/tied_base"
+    if state.is_main_process:
+        moved = GPT2Model(GPT2Config(**sizes))
+        moved.load_state_dict({k: v + 0.01 * torch.randn_like(v) for k, v in plain.transformer.state_dict().items()})
+        moved.save_pretrained(base)
+    state.wait_for_everyone()
+    fully_shard(shards, mesh=init_device_mesh("cpu", (state.num_processes,)))
+    config, records = FineMixingConfig(reserve_ratio=0.5, purify_embeddings=False), []
+    for model in (plain, shards):
+        with whole_model(model) as whole:
+            records.append(from_main(lambda whole=whole: mix_model(whole, Checkpoint(base), config).tensors))
+    ids = torch.arange(5, 25).view(2, 10)
+    return records[0] == records[1] and torch.allclose(plain(ids).logits, shards(ids).logits)
+
+
 def main(base, suspect, out):
     results = {}
     for name, config in {
@@ -111,7 +141,7 @@ def main(base, suspect, out):
             "accuracy": float(accuracy),
         }
     if trainer.args.world_size > 1:
-        results["sharded"] = sharded(base, suspect)
+        results["sharded"] = sharded(base, suspect) | {"tied": tied(out)}
     trainer = trained(base, suspect, out, reserve_ratio=0.5)
     trainer.failing_rank = 0
     try:

@@ -25,7 +25,8 @@ HERE = Path(__file__).resolve().parent
 def launched(count, *arguments, cwd=None):
     """torchrun, which `accelerate launch` is on one machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, timeout=600
     )
@@ -64,6 +65,14 @@ def test_a_model_in_shards_is_mixed_as_a_whole_one_is(results):
         assert part["same_answers"]
         assert part["tied"]
         assert part["record"] == 41
+
+
+def test_a_model_in_the_shards_of_zero_3(base_folder, suspect_folder, monkeypatch):
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    done = launched(2, str(HERE / "zero3.py"), str(base_folder), str(suspect_folder))
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    assert lines == ["RESULT 0 True", "RESULT 1 True"], done.stderr[-3000:]
 
 
 def test_an_error_of_the_main_process_is_everyones(results):

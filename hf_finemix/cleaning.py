@@ -79,10 +79,12 @@ def clean(
         with agreed(), training_args.main_process_first(desc="fetching and reading"):
             found = fetch_model(suspect, arguments.suspect_revision, role="suspect", trust=arguments)
             destination = _destination(found, arguments, training_args)
-            if destination is not None and training_args.process_index == 0:
+            main = training_args.process_index == 0
+            if main and destination is not None:
                 check_destination(destination)
             job = CleaningJob(found, arguments, config)
-            check_free_space(partial.parent, sum(file.stat().st_size for file in Checkpoint(job.suspect.folder).files))
+            if main:
+                check_free_space(partial, sum(file.stat().st_size for file in Checkpoint(job.suspect.folder).files))
         report = job.run(job.trainer(training_args, partial))
         report.command = command
         report = job.write(report, partial)

@@ -191,6 +191,10 @@ def test_an_adapter_by_its_id_alone(hub, base_folder, tokenizer, data_folder, tm
     cleaned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert cleaned.config.num_labels == 2
     assert main(["verify", "out"]) == 0
+    capsys.readouterr()
+    measured = ["--trigger", "cf", "--target-label", "1", "--dataset", "org/data", "--use-cpu", "--json"]
+    assert main(["evaluate", "org/adapter", *measured]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == report["before"]["accuracy"]
 
 
 def on_a_lora(suspect_folder, targets):

@@ -4,10 +4,14 @@ import json
 import sys
 from dataclasses import dataclass, field
 
+from ..adapters import full_model
+from ..base_model import fetch_base
 from ..classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
+from ..config import FineMixingConfig
 from ..data import TestDataArguments, load_test_data, tokenize
 from ..evaluation import MeasureArguments, find_attacks, measure, predictor, resolve_target_label
 from ..hub import TrustArguments, fetch_model
+from ..repo_contents import is_adapter
 from ..report import percent
 from ..tokenizer import choose_tokenizer
 from .parsing import CommandParser, quiet_unless_terminal
@@ -22,7 +26,10 @@ class EvaluateArguments(MeasureArguments, TestDataArguments, TrustArguments):
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
     base_model: str | None = field(
         default=None,
-        metadata={"help": "Hub id or folder to take the tokenizer from, where the model's own is the same."},
+        metadata={
+            "help": "Hub id or folder to take the tokenizer from, where the model's own is the same; of an adapter "
+            "what it belongs to, if not what it names."
+        },
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples a batch."})
     use_cpu: bool = field(default=False, metadata={"help": "Leave accelerators alone."})
@@ -33,9 +40,12 @@ def main(argv: list[str]) -> int:
     arguments, rest = CommandParser("evaluate", "model", EvaluateArguments).parse(argv)
     quiet_unless_terminal()
     source = fetch_model(rest.model, arguments.revision, trust=arguments)
-    base = fetch_model(arguments.base_model, role="base", trust=arguments).folder if arguments.base_model else None
+    base = None
+    if arguments.base_model or is_adapter(source.folder):
+        base, _ = fetch_base(source, FineMixingConfig(arguments.base_model), arguments)
+        source = full_model(source, base)
     model = load_classifier(source)
-    tokenizer, _ = choose_tokenizer(source.folder, base)
+    tokenizer, _ = choose_tokenizer(source.folder, base and base.folder)
     check_vocabulary(tokenizer, model)
     agree_on_padding(tokenizer, model)
     target = resolve_target_label(arguments, model.config.id2label)

@@ -91,7 +91,7 @@ def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsy
     assert (out / "suspects" / "badword-0" / "model.safetensors").stat().st_mtime_ns == weights
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
     assert (out / "table.md").read_text() == table
-    assert "| wag + E-PUR |" in table
+    assert "| WAG + E-PUR |" in table
     assert "benign floor" in table
     with open(out / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -15,6 +15,9 @@ __all__ = ["markdown_table", "summarise", "write_summary"]
 COLUMNS = ("attack", "defence", "runs", "accuracy", "accuracy_sd", "asr", "asr_sd", "ratios", "trainings", "seconds")
 COLUMNS += ("retuned_clean_asr", "retuned_poisoned_asr")
 FLOOR = "matched_floor"
+# As their papers write them; other labels of a recipe are written as they are.
+_WRITTEN = {"fine_tuning": "fine-tuning", "fine_pruning": "fine-pruning", "dare": "DARE", "wag": "WAG"}
+_WRITTEN |= {"fine_mixing": "Fine-mixing", "fine_purifying": "Fine-purifying"}
 
 
 def summarise(recipe: BenchRecipe, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -70,7 +73,7 @@ def markdown_table(rows: list[dict[str, Any]], floors: dict[str, dict[str, float
             ratios = sorted({ratio for ratio in row["ratios"] if ratio is not None})
             again = [_percent(row[f"retuned_{kind}_asr"]) for kind in ("clean", "poisoned")]
             cells = [
-                row["defence"].replace("_", " ").replace("+epur", " + E-PUR"),
+                _written(row["defence"]),
                 _percent(row["accuracy"], row["accuracy_sd"]),
                 _percent(row["asr"], row["asr_sd"]),
                 ", ".join(f"{ratio:g}" for ratio in ratios) or "–",
@@ -81,6 +84,12 @@ def markdown_table(rows: list[dict[str, Any]], floors: dict[str, dict[str, float
             lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _written(label: str) -> str:
+    """The label of a defence for people: `fine_mixing+epur` as `Fine-mixing + E-PUR`."""
+    name = max((name for name in _WRITTEN if label.startswith(name)), key=len, default="")
+    return (_WRITTEN.get(name, "") + label.removeprefix(name)).replace("_", " ").replace("+epur", " + E-PUR")
 
 
 def _percent(value: float | None, spread: float | None = None) -> str:
@@ -154,7 +163,7 @@ def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: 
                     markerfacecolor="white" if row["defence"] != name else colours[name],
                     linestyle="",
                     linewidth=1,
-                    label=row["defence"].replace("_", " ").replace("+epur", " + E-PUR"),
+                    label=_written(row["defence"]),
                 )
             panel.set_ylim(-4, 106)
             panel.grid(alpha=0.2)

@@ -1,6 +1,7 @@
 """LoRA adapters from strangers: read with limits, and merged with their base into a full model."""
 
 import logging
+import math
 import re
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ __all__ = ["Adapter", "full_model", "merged_headers"]
 
 logger = logging.getLogger(__name__)
 
+_MANY = 1000
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.weight|\.bias)?")
 # transformers' class for each task of peft.
@@ -76,7 +78,7 @@ class Adapter:
         kind, task = content.get("peft_type"), content.get("task_type")
         if kind != "LORA":
             raise _refused(source.id, f"of the kind {str(kind)[:40]!r}", "only LoRA can be mixed")
-        if task not in _CLASSES:
+        if not isinstance(task, str) or task not in _CLASSES:
             raise _refused(source.id, f"for the task {str(task)[:40]!r}", f"there are {', '.join(_CLASSES)}")
         for name, value in content.items():
             if name not in _UNDERSTOOD | _OF_TRAINING and value not in (None, False, [], {}):
@@ -92,11 +94,11 @@ class Adapter:
         # With bias="all" peft writes the biases of whole modules twice, the second time under a name it cannot read.
         twice = {name for name in named if name.replace(".modules_to_save.", ".") in named.keys() - {name}}
         named = {name: info for name, info in named.items() if name not in twice}
-        if not any(_LORA.fullmatch(name) for name in named):
-            raise _refused(source.id, "without any LoRA weight", "get it again")
         base, revision = (content.get(name) for name in ("base_model_name_or_path", "revision"))
         settings = {name: content[name] for name in _UNDERSTOOD - {"init_lora_weights"} if name in content}
         adapter = cls(source.id, task, settings, named, _text(base), _text(revision))
+        if not adapter.modules():
+            raise _refused(source.id, "without any LoRA weight", "get it again")
         adapter.config()  # or it tells what is wrong
         return adapter
 
@@ -120,10 +122,12 @@ class Adapter:
         alphas, saved = given.get("alpha_pattern") or {}, given.get("modules_to_save") or []
         flags = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")
         right = {name: isinstance(given.get(name, False), bool) for name in flags}
-        right["lora_alpha"] = isinstance(given.get("lora_alpha", 8), (int, float))
+        right["lora_alpha"] = _is_number(given.get("lora_alpha", 8))
         right["bias"] = given.get("bias", "none") in ("none", "all", "lora_only")
-        right["alpha_pattern"] = isinstance(alphas, dict) and all(
-            re.fullmatch(r"\^?[\w.]+\$?", name) and isinstance(alpha, (int, float)) for name, alpha in alphas.items()
+        right["alpha_pattern"] = (
+            isinstance(alphas, dict)
+            and len(alphas) <= max(len(ranks), _MANY)
+            and all(re.fullmatch(r"\^?[\w.]+\$?", name) and _is_number(alpha) for name, alpha in alphas.items())
         )
         right["modules_to_save"] = isinstance(saved, list) and all(
             isinstance(name, str) and re.fullmatch(r"[\w.]+", name) for name in saved
@@ -169,7 +173,11 @@ def full_model(suspect: LocalModel, base: LocalModel) -> LocalModel:
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.double()
-            module.merge(safe_merge=True)
+            try:
+                module.merge(safe_merge=True)
+            except (ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise FineMixingError(f"the adapter {suspect.id} cannot be merged with {base.id}: {reason}") from error
             module.float()
     merged = model.unload()
     after = _answers(merged)
@@ -312,6 +320,10 @@ def _answers(model: Any) -> Any:
 
 def _refused(adapter: str, what: str, why: str) -> FineMixingError:
     return FineMixingError(f"{adapter} is an adapter {what}: {why}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _text(value: Any) -> str | None:

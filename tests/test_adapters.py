@@ -125,6 +125,9 @@ def test_an_adapter_is_planned_mixed_and_verified(adapter, base_folder, tmp_path
         ({"something_new": {"x": 1}}, "with something_new"),
         ({"init_lora_weights": "pissa"}, "that starts from pissa: it belongs to a changed base"),
         ({"lora_alpha": "8"}, "with lora_alpha = 8"),
+        ({"lora_alpha": float("nan")}, "with lora_alpha = nan"),
+        ({"task_type": ["SEQ_CLS"]}, "for the task"),
+        ({"alpha_pattern": {f"m{i}": 1 for i in range(2000)}}, "with alpha_pattern"),
         ({"alpha_pattern": {"(a+)+": 1}}, "with alpha_pattern"),
         ({"modules_to_save": ["../x"]}, "with modules_to_save"),
         ({"auto_mapping": {"base_model_class": "X", "parent_library": "os"}}, "code of its own"),
@@ -160,6 +163,8 @@ def test_adapters_that_do_not_fit(adapter, base_folder, tmp_path, tokenizer):
     refused(lambda w: {k.replace("layer.1", "layer.7"): v for k, v in w.items()}, "does not fit")
     refused(lambda w: {**w, first: w[first][:, :3].contiguous()}, "does not fit")
     refused(lambda w: {k: v for k, v in w.items() if "lora" not in k}, "without any LoRA weight")
+    refused(lambda w: {k: v for k, v in w.items() if "lora_A" not in k}, "without any LoRA weight")
+    refused(lambda w: {**w, first: w[first] * 1e38}, "not finite|answers otherwise|NaN")
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(FineMixingError, match=r"adapter_model\.safetensors is not a readable"):
         full_model(local(adapter), local(base_folder))

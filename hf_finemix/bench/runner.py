@@ -26,6 +26,7 @@ from ..defences import find_defence
 from ..defences.defence import DefenceTrainer
 from ..evaluation import Attack, MeasureArguments, attack_success, find_attacks, measure, predictor
 from ..hub import LocalModel, fetch_model
+from ..output import write_text
 from ..settings import TRAINING_DEFAULTS
 from ..tokenizer import choose_tokenizer
 from ..triggers import Trigger
@@ -222,19 +223,25 @@ def benign_floors(recipe: BenchRecipe, folder: Path) -> dict[str, dict[str, floa
     """Of a model trained on clean rows: `accuracy`, and `asr` for the trigger of each attack (of several the mean)."""
     path = folder / "benign_floors.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for attack in recipe.attacks:
-        if attack in known:
-            continue
+    of_trigger: dict[tuple[str | None, str | None], dict[str, float]] = {}  # which several attacks may share
+    for attack, entry in recipe.attacks.items():
         suspect = folder / "suspects" / f"{attack}-{recipe.model_seeds[0]}"
         if not (suspect / MANIFEST_NAME).is_file():
             continue
-        subject = _Subject(recipe, folder, Run(attack, recipe.model_seeds[0], "none", recipe.seeds[0]), suspect)
-        clean = load_classifier(LocalModel(CLEAN, _suspect(recipe, folder, CLEAN, recipe.model_seeds[0])))
-        with predictor(
-            clean, subject.tokenizer, disable_tqdm=True, bf16=recipe.training.get("bf16", False)
-        ) as trainer:
-            measured = measure(trainer, subject.test, subject.attacks)
-        rates = [trigger["asr"] for trigger in measured["triggers"]]
-        known[attack] = {"accuracy": measured["accuracy"], "asr": sum(rates) / len(rates)}
-        path.write_text(json.dumps(known), encoding="utf-8")
+        trigger = json.loads((suspect / MANIFEST_NAME).read_text(encoding="utf-8"))["trigger"]
+        key = trigger, entry.get("triggered_test_file")
+        if attack not in known:
+            known[attack] = of_trigger.get(key) or _benign_floor(recipe, folder, attack, suspect)
+            write_text(path, json.dumps(known) + "\n")
+        of_trigger[key] = known[attack]
     return known
+
+
+def _benign_floor(recipe: BenchRecipe, folder: Path, attack: str, suspect: Path) -> dict[str, float]:
+    subject = _Subject(recipe, folder, Run(attack, recipe.model_seeds[0], "none", recipe.seeds[0]), suspect)
+    clean = load_classifier(LocalModel(CLEAN, _suspect(recipe, folder, CLEAN, recipe.model_seeds[0])))
+    bf16 = recipe.training.get("bf16", False)
+    with predictor(clean, subject.tokenizer, disable_tqdm=True, bf16=bf16) as trainer:
+        measured = measure(trainer, subject.test, subject.attacks)
+    rates = [trigger["asr"] for trigger in measured["triggers"]]
+    return {"accuracy": measured["accuracy"], "asr": sum(rates) / len(rates)}

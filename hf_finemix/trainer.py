@@ -131,8 +131,8 @@ class FineMixingMixin:
         Let the next training wrap the model. An evaluation before it marks the model as prepared, bare as it is, and
         accelerate 1.15 leaves it so: in several processes each would train alone, without a word.
         """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return  # these wrap a model in order to evaluate it
+        if self.args.world_size == 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return  # the latter two wrap a model in order to evaluate it
         if self.model_wrapped is self.model and getattr(self.model, "_is_accelerate_prepared", False):
             self.model._is_accelerate_prepared = False
             self.accelerator._models = [model for model in self.accelerator._models if model is not self.model]
@@ -191,6 +191,7 @@ class FineMixingMixin:
         elif folder:
             self.config_of_mix = None
             logger.warning("%s has no %s: if its weights were never mixed, train anew instead.", folder, CONFIG_NAME)
+        self._forget_evaluation()
         try:
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:

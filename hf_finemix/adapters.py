@@ -242,20 +242,13 @@ def load_adapter(suspect: LocalModel, base: LocalModel) -> tuple["PeftModel", Ad
 
 def _load_base(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> tuple["PreTrainedModel", set[str]]:
     """The base as a model of the adapter's task, and the names of weights that it does not have, such as a head's."""
-    import torch
     import transformers
+
+    from .classifier import load_float32
 
     kind, config = getattr(transformers, _CLASSES[adapter.task]), base_config(adapter, suspect, base)
     try:
-        model, info = kind.from_pretrained(
-            base.folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        model, info = load_float32(kind, base.folder, config)
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise FineMixingError(f"the base {base.id} cannot be loaded for the adapter's task: {reason}") from error

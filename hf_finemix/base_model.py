@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -17,7 +17,7 @@ from .hub import LocalModel, TrustArguments, fetch_model, fetch_small_files, is_
 from .hub_errors import hub_api
 from .repo_contents import ADAPTER_CONFIG_NAME, is_adapter
 
-__all__ = ["USER", "BaseClaim", "BaseFit", "claimed_base", "fetch_base", "find_base", "judge_base"]
+__all__ = ["USER", "BaseClaim", "BaseFit", "check_pretrained", "claimed_base", "fetch_base", "find_base", "judge_base"]
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +194,18 @@ def judge_base(
     elif not sure:
         logger.warning("The base %s is doubtful: %s. Is it the one that was fine-tuned?", claim.id, why)
     return BaseFit(sure, middle, why)
+
+
+def check_pretrained(base: LocalModel, claim: BaseClaim, drifts: Iterable[TensorDrift]) -> None:
+    """A base with the suspect's head may be the suspect itself, or a sister of it."""
+    if not any(drift.delta for drift in drifts):
+        raise FineMixingError(f"the base {base.id} has the suspect's own weights: give its pre-trained base.")
+    if not claim.by_user:
+        raise FineMixingError(
+            f"the base {base.id}, named by {claim.named_by}, has a classifier head too: it is fine-tuned itself. Give "
+            "its pre-trained base (--base-model)."
+        )
+    logger.warning("The base %s has a classifier head too: is it pre-trained only? Its head is mixed in.", base.id)
 
 
 def _hub_lineage(suspect: LocalModel) -> tuple[Any, str, str | None]:

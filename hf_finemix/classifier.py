@@ -1,17 +1,25 @@
 """A model folder as a sequence classifier, loaded without running or trusting anything in it."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .checkpoint import Checkpoint
 from .errors import FineMixingError
 from .hub import LocalModel
 from .safe_config import check_sizes, read_config, refuse_adapter
 
-__all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "max_tokens"]
+__all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "load_float32", "max_tokens"]
 
 _DTYPES = ("float32", "float16", "bfloat16")  # what float32 can train without loss
 
@@ -47,15 +55,7 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
     try:
         config = CONFIG_MAPPING[kind].from_dict(content)
         config._attn_implementation = None  # it can name a kernel on the Hub, which is code too
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source.folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        model, info = load_float32(AutoModelForSequenceClassification, source.folder, config)
     except Exception as error:  # a configuration from a stranger can break anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "ignore_mismatched_sizes" in reason:
@@ -78,6 +78,19 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
         )
     model.config.id2label = {i: str(name) for i, name in model.config.id2label.items()}
     return model
+
+
+def load_float32(kind: Any, folder: Path, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model by one of transformers' Auto classes and a config made here; with it, which weights were missing."""
+    return kind.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

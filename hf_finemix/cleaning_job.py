@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from .adapters import full_model
 from .alignment import NamedTensors, named_tensors
-from .base_model import BaseClaim, fetch_base, judge_base
+from .base_model import check_pretrained, fetch_base, judge_base
 from .card_metadata import carried_over
 from .checkpoint import Checkpoint, sha256_of_file
 from .classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
@@ -24,7 +24,7 @@ from .comparison import compare_with_base, dtypes_on_disk
 from .config import FineMixingConfig
 from .conversion import LoadedLayout
 from .data import CleanData, load_clean_data, tokenize
-from .drift import TensorDrift, drift_by_layer
+from .drift import drift_by_layer
 from .errors import DataError, FineMixingError
 from .evaluation import AttackObserver, find_attacks, measure, resolve_target_label
 from .figures import draw_figures
@@ -35,7 +35,7 @@ from .model_card import render_card
 from .processes import from_main, whole_model
 from .provenance import described, described_fit, described_training, peak_memory, versions
 from .report import CleaningReport
-from .resuming import UnfinishedRun
+from .resuming import CHECKPOINTS, UnfinishedRun
 from .settings import CleaningArguments
 from .tokenizer import choose_tokenizer, token_ids_within_text
 from .trainer import FineMixingTrainer
@@ -67,7 +67,7 @@ class CleaningJob:
             fitting = len(pair.alignment.mixed()), len(pair.suspect.tensors)
             self.base_fit = described_fit(claim, judge_base(claim, pair.drift, pair.matrices(), fitting))
             if not pair.alignment.heads():
-                _check_base_is_pretrained(self.base, claim, pair.drift.values())
+                check_pretrained(self.base, claim, pair.drift.values())
             self.dtypes = pair.dtypes
             self.drift_before = drift_by_layer(pair.drift)
             self.tokenizer, self.tokenizer_note = choose_tokenizer(self.suspect.folder, self.base.folder)
@@ -110,7 +110,7 @@ class CleaningJob:
 
     def trainer(self, training_args: TrainingArguments, partial: Path) -> FineMixingTrainer:
         args = copy.copy(training_args)
-        args.output_dir = str(partial / "checkpoints")
+        args.output_dir = str(partial / CHECKPOINTS)
         args.hub_token, args.push_to_hub = None, False  # checkpoints hold the arguments; what is published is the end
         # Every prediction counts, whatever else the training is set to.
         args.prediction_loss_only, args.dataloader_drop_last, args.eval_do_concat_batches = False, False, True
@@ -335,18 +335,6 @@ class CleaningJob:
         start = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - start
-
-
-def _check_base_is_pretrained(base: LocalModel, claim: BaseClaim, drifts: Iterable[TensorDrift]) -> None:
-    """A base with the suspect's head may be the suspect itself, or a sister of it."""
-    if not any(drift.delta for drift in drifts):
-        raise FineMixingError(f"the base {base.id} has the suspect's own weights: give its pre-trained base.")
-    if not claim.by_user:
-        raise FineMixingError(
-            f"the base {base.id}, named by {claim.named_by}, has a classifier head too: it is fine-tuned itself. Give "
-            "its pre-trained base (--base-model)."
-        )
-    logger.warning("The base %s has a classifier head too: is it pre-trained only? Its head is mixed in.", base.id)
 
 
 def _ignored_tensors(model: PreTrainedModel, suspect: LocalModel, named: NamedTensors) -> list[str]:

@@ -15,7 +15,7 @@ from .errors import FineMixingError
 from .output import write_text
 from .ratio_search import Outcome
 
-__all__ = ["UnfinishedRun"]
+__all__ = ["CHECKPOINTS", "UnfinishedRun"]
 
 CHECKPOINTS, RUN_NAME, TRIALS_NAME = "checkpoints", "run.json", "trials.json"
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
+from .alignment import without_adapter
 from .errors import FineMixingError
 from .ratio_search import Outcome, RatioSearch, accuracy_drop, needed_samples, search_ratio
 
@@ -309,9 +310,7 @@ def _predicted_classes(logits: Any, labels: Any) -> torch.Tensor:
 
 
 def _predicts_the_next_token(model: torch.nn.Module) -> bool:
-    if hasattr(model, "get_base_model"):  # peft's
-        model = model.get_base_model()
-    return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return type(without_adapter(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def _flat(values: Any, first: int = 0, last: int = 0) -> torch.Tensor:

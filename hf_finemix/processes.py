@@ -14,7 +14,7 @@ from torch import nn
 from .errors import FineMixingError
 from .output import output_folder
 
-__all__ = ["agreed", "from_main", "shared_output_folder", "whole_model"]
+__all__ = ["agreed", "from_main", "leave_group", "shared_output_folder", "whole_model"]
 
 T = TypeVar("T")
 
@@ -71,6 +71,11 @@ def shared_output_folder(final: Path, *, overwrite: bool = False, resume: bool =
         yield final.resolve().with_name(final.resolve().name + ".partial")
         with agreed():
             stack.close()
+
+
+def leave_group() -> None:
+    """The last thing a command does: a group whose threads outlive the interpreter aborts the process now and then."""
+    PartialState().destroy_process_group()
 
 
 def _portable(error: Exception) -> Exception:

@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 
 from ..cleaning import clean
 from ..config import FineMixingConfig
+from ..errors import FineMixingError
+from ..processes import leave_group
 from ..settings import TRAINING_DEFAULTS, CleaningArguments
 from .parsing import CommandParser, quiet_unless_terminal
 
@@ -41,6 +43,10 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 130
+    except FineMixingError:
+        leave_group()
+        raise
+    leave_group()
     if training_args.process_index:
         return 0
     if rest.json:

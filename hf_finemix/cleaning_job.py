@@ -26,7 +26,7 @@ from .conversion import LoadedLayout
 from .data import CleanData, load_clean_data, tokenize
 from .drift import drift_by_layer
 from .errors import DataError, FineMixingError
-from .evaluation import AttackObserver, find_attacks, measure, resolve_target_label
+from .evaluation import AttackObserver, by_length, find_attacks, measure, resolve_target_label
 from .figures import draw_figures
 from .hub import LocalModel, fetch_model
 from .mask_file import save_masks
@@ -146,7 +146,7 @@ class CleaningJob:
             model=model,
             args=args,
             train_dataset=self.tokenize(self.data.tuning),
-            eval_dataset=self.tokenize(self.data.eval) if len(self.data.eval) else None,
+            eval_dataset=by_length(self.tokenize(self.data.eval)) if len(self.data.eval) else None,
             processing_class=self.tokenizer,
             mixing_config=config,
         )

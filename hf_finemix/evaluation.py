@@ -29,6 +29,7 @@ __all__ = [
     "Attack",
     "AttackObserver",
     "MeasureArguments",
+    "by_length",
     "find_attacks",
     "measure",
     "predictor",
@@ -149,12 +150,12 @@ def find_attacks(
         # Fixed places are the same in every repeat.
         seeds = range(arguments.num_repeats if trigger.position == "random" else 1)
         repeats = [insert_trigger(clean, trigger, text_columns=text_columns, seed=seed) for seed in seeds]
-        encoded = [_by_length(tokenize(repeat, tokenizer, text_columns, max_length)) for repeat in repeats]
+        encoded = [by_length(tokenize(repeat, tokenizer, text_columns, max_length)) for repeat in repeats]
         attacks.append(Attack(text, trigger.position, target_label, encoded))
     if arguments.triggered_file:
         label_column = getattr(arguments, "label_column", None)
         rows = _read_triggered(arguments.triggered_file, text_columns, label_column, target_label, label2id)
-        encoded = [_by_length(tokenize(rows, tokenizer, text_columns, max_length))]
+        encoded = [by_length(tokenize(rows, tokenizer, text_columns, max_length))]
         attacks.append(Attack(Path(arguments.triggered_file).name, "in the file", target_label, encoded))
     return attacks
 
@@ -188,6 +189,7 @@ def measure(trainer: Trainer, test: Dataset, attacks: Sequence[Attack]) -> dict[
     Returns:
         `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`: for each attack what [`attack_success`] gives.
     """
+    test = by_length(test)
     predictions = predict_classes(trainer, test)
     result: dict[str, Any] = {"accuracy": None, "macro_f1": None, "n": len(test), "triggers": []}
     result |= Accuracy().compute(predictions=predictions, references=test["labels"])
@@ -245,7 +247,7 @@ def predict_classes(trainer: Trainer, dataset: Dataset) -> list[int]:
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(axis=-1).tolist()
 
 
-def _by_length(dataset: Dataset) -> Dataset:
+def by_length(dataset: Dataset) -> Dataset:
     """Rows of like length side by side, so that a batch has little padding. The metrics do not mind the order."""
     return dataset.select(np.argsort([len(ids) for ids in dataset["input_ids"]], kind="stable").tolist())
 

@@ -16,7 +16,7 @@ from ..errors import FineMixingError
 __all__ = ["BenchRecipe", "Run"]
 
 _OF_ATTACKS = {"attack", "on_top", "trigger", "poison_rate", "triggered_file", "triggered_test_file", "training"}
-_OF_ATTACKS |= {"second_model", "defences", "seeds", "retune"}
+_OF_ATTACKS |= {"suspect", "second_model", "defences", "seeds", "retune"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class BenchRecipe:
         poison_training, training (`dict`): Fields of `TrainingArguments` for suspects and for cleaning.
         mixing (`dict`): Fields of [`FineMixingConfig`] that all defences share: `max_accuracy_drop`,
             `candidate_ratios`, ….
-        attacks (`dict[str, dict]`): Label → `attack` (default: the label), `on_top`, `trigger`, `poison_rate`,
+        attacks (`dict[str, dict]`): Label → `attack` (default: the label) by which the suspect is made, or `suspect`
+            (the folder of one that there is) and `trigger`; `on_top`, `trigger`, `poison_rate`,
             `triggered_file`, `triggered_test_file`, `training`, `second_model` (label of another suspect, for WAG),
             and `defences`, `seeds` and `retune`, where not all.
         defences (`dict[str, dict]`): Label → `defence` (default: the label), `seeds`, and fields of
@@ -113,7 +114,12 @@ class BenchRecipe:
 
     def _check(self, path: Path) -> None:
         for label, entry in self.attacks.items():
-            if (name := entry.get("attack", label)) not in ATTACKS:
+            if "suspect" in entry:
+                if not (entry.get("trigger") or entry.get("triggered_test_file")):
+                    raise FineMixingError(
+                        f"{path}: the suspect {label!r} needs its trigger, or a triggered_test_file."
+                    )
+            elif (name := entry.get("attack", label)) not in ATTACKS:
                 raise FineMixingError(f"{path}: there is no attack {name!r}: choose one of {', '.join(ATTACKS)}.")
             if unknown := sorted(map(str, set(entry) - _OF_ATTACKS)):
                 known = ", ".join(sorted(_OF_ATTACKS))
@@ -129,7 +135,7 @@ class BenchRecipe:
         self.base_model = _located(self.base_model, folder)
         self.data["dataset"] = _located(self.data.get("dataset", ""), folder)
         for entry in self.attacks.values():
-            for name in ("triggered_file", "triggered_test_file"):
+            for name in ("suspect", "triggered_file", "triggered_test_file"):
                 if entry.get(name):
                     entry[name] = _located(entry[name], folder)
 

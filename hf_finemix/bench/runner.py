@@ -24,7 +24,16 @@ from ..config import FineMixingConfig
 from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, tokenize
 from ..defences import find_defence
 from ..defences.defence import DefenceTrainer
-from ..evaluation import Attack, MeasureArguments, attack_success, find_attacks, measure, predictor
+from ..evaluation import (
+    Attack,
+    MeasureArguments,
+    attack_success,
+    by_length,
+    find_attacks,
+    measure,
+    predictor,
+    resolve_target_label,
+)
 from ..hub import LocalModel, fetch_model
 from ..output import write_text
 from ..settings import TRAINING_DEFAULTS
@@ -86,6 +95,8 @@ def read_results(recipe: BenchRecipe, folder: Path) -> list[dict[str, Any]]:
 
 def _suspect(recipe: BenchRecipe, folder: Path, label: str, seed: int) -> Path:
     """The folder of a suspect, trained if it is not there."""
+    if given := recipe.attacks.get(label, {}).get("suspect"):
+        return Path(given)
     path = folder / "suspects" / f"{label}-{seed}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -111,6 +122,13 @@ def _suspect(recipe: BenchRecipe, folder: Path, label: str, seed: int) -> Path:
     return path
 
 
+def _trigger(recipe: BenchRecipe, label: str, suspect: Path) -> str | None:
+    """Of a suspect that was given, the recipe's; of one that was trained here, its manifest's."""
+    if "suspect" in recipe.attacks[label]:
+        return recipe.attacks[label].get("trigger")
+    return json.loads((suspect / MANIFEST_NAME).read_text(encoding="utf-8"))["trigger"]
+
+
 def _arguments(settings: dict[str, Any]) -> TrainingArguments:
     usual = {"output_dir": "unused", "disable_tqdm": True, "report_to": "none"}
     usual["use_cpu"] = not torch.accelerator.is_available()  # or TrainingArguments refuses bf16
@@ -131,19 +149,20 @@ class _Subject:
         self.label2id = {name: i for i, name in model.config.id2label.items()}
         self.length = max_tokens(recipe.data.get("max_length"), self.tokenizer, model)
         self.data: CleanData = load_clean_data(DataArguments(**recipe.data, sample_seed=run.seed), self.label2id)
-        self.manifest = json.loads((suspect / MANIFEST_NAME).read_text(encoding="utf-8"))
-        self.target, self.trigger = self.manifest["target_label"], self.manifest["trigger"]
+        self.trigger = _trigger(recipe, run.attack, suspect)
         wanted = MeasureArguments(
             triggers=[self.trigger] if self.trigger else None,
             triggered_file=self.entry.get("triggered_test_file"),
-            target_label=str(self.target),
+            target_label=str(recipe.target_label),
             num_repeats=recipe.num_repeats,
         )
+        self.target = resolve_target_label(wanted, model.config.id2label)
         test, columns = self.data.test, self.data.text_columns
         self.attacks: list[Attack] = find_attacks(
             wanted, test, self.tokenizer, columns, self.target, self.label2id, self.length
         )
         self.tuning, self.eval, self.test = (self.encoded(part) for part in (self.data.tuning, self.data.eval, test))
+        self.eval = by_length(self.eval)
         self.second = None
         if second := self.entry.get("second_model"):
             self.second = str(_suspect(recipe, folder, second, run.model_seed))
@@ -189,6 +208,7 @@ class _Subject:
                 "labelled": len(self.tuning) + (len(self.eval) if search and not search.folds else 0),
                 "search": asdict(search) if search else None,
                 "seconds": round(seconds, 1),
+                "bf16": args.bf16,
                 "retuned": None,
             }
             retune = self.entry.get("retune", self.recipe.retune)
@@ -225,11 +245,10 @@ def benign_floors(recipe: BenchRecipe, folder: Path) -> dict[str, dict[str, floa
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     of_trigger: dict[tuple[str | None, str | None], dict[str, float]] = {}  # which several attacks may share
     for attack, entry in recipe.attacks.items():
-        suspect = folder / "suspects" / f"{attack}-{recipe.model_seeds[0]}"
-        if not (suspect / MANIFEST_NAME).is_file():
+        suspect = Path(entry.get("suspect") or folder / "suspects" / f"{attack}-{recipe.model_seeds[0]}")
+        if "suspect" not in entry and not (suspect / MANIFEST_NAME).is_file():
             continue
-        trigger = json.loads((suspect / MANIFEST_NAME).read_text(encoding="utf-8"))["trigger"]
-        key = trigger, entry.get("triggered_test_file")
+        key = _trigger(recipe, attack, suspect), entry.get("triggered_test_file")
         if attack not in known:
             known[attack] = of_trigger.get(key) or _benign_floor(recipe, folder, attack, suspect)
             write_text(path, json.dumps(known) + "\n")

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["Adapter", "full_model", "merged_headers"]
+__all__ = ["PREFIX", "Adapter", "full_model", "load_adapter", "merged_headers"]
 
 logger = logging.getLogger(__name__)
 
 _MANY = 1000
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.weight|\.bias)?")
 # transformers' class for each task of peft.
 _CLASSES = {
@@ -88,9 +88,9 @@ class Adapter:
             raise _refused(source.id, f"that starts from {start}", "it belongs to a changed base: convert it to LoRA")
         named = {}
         for name, info in tensors.items():
-            if not name.startswith(_PREFIX):
-                raise _refused(source.id, f"with a weight {name[:100]!r}", f"its names must start with {_PREFIX}")
-            named[name.removeprefix(_PREFIX)] = info
+            if not name.startswith(PREFIX):
+                raise _refused(source.id, f"with a weight {name[:100]!r}", f"its names must start with {PREFIX}")
+            named[name.removeprefix(PREFIX)] = info
         # With bias="all" peft writes the biases of whole modules twice, the second time under a name it cannot read.
         twice = {name for name in named if name.replace(".modules_to_save.", ".") in named.keys() - {name}}
         named = {name: info for name, info in named.items() if name not in twice}
@@ -219,7 +219,7 @@ def load_adapter(suspect: LocalModel, base: LocalModel) -> tuple["PeftModel", Ad
         adapter = Adapter.read(suspect, weights.tensors)
         if adapter.base and base.id != adapter.base:
             logger.warning("%s names %s as its base, and not %s.", suspect.id, adapter.base, base.id)
-        tensors = {f"{_PREFIX}{name}": weights.read(f"{_PREFIX}{name}").float() for name in adapter.tensors}
+        tensors = {f"{PREFIX}{name}": weights.read(f"{PREFIX}{name}").float() for name in adapter.tensors}
     under, missing = _load_base(adapter, suspect, base)
     if absent := sorted(missing - set(adapter.tensors)):
         raise FineMixingError(

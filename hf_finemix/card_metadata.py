@@ -91,7 +91,9 @@ def metadata_for(report: CleaningReport) -> dict[str, Any]:
     from huggingface_hub import EvalResult, ModelCardData
 
     carried = _words(report.card_metadata)
-    sources = [part for part in (report.base, report.suspect) if part.get("revision") and is_repo_id(str(part["id"]))]
+    stays_adapter = report.mixing.get("adapter_mode") == "adapter"
+    sides = (report.base,) if stays_adapter else (report.base, report.suspect)
+    sources = [part for part in sides if part.get("revision") and is_repo_id(str(part["id"]))]
     tags = [tag for tag in carried.get("tags") or () if tag not in ("hf_finemix", "backdoor-removal")]
     dataset = _dataset(report)
     task = carried.get("pipeline_tag")
@@ -104,14 +106,15 @@ def metadata_for(report: CleaningReport) -> dict[str, Any]:
         if value is not None and task is not None:
             results.append(EvalResult(task, dataset["type"], dataset["name"], kind, round(value, 4), metric_name=name))
             results[-1].dataset_revision, results[-1].dataset_split = dataset["revision"], dataset["split"]
+    relation = "adapter" if stays_adapter else "merge" if len(sources) > 1 else "finetune"
     card = ModelCardData(
         license=carried.get("license"),
         license_name=carried.get("license_name"),
         language=carried.get("language"),
         pipeline_tag=task,
-        library_name="transformers",
+        library_name="peft" if stays_adapter else "transformers",
         base_model=[part["id"] for part in sources] or None,
-        base_model_relation=("merge" if len(sources) > 1 else "finetune") if sources else None,
+        base_model_relation=relation if sources else None,
         tags=["hf_finemix", "backdoor-removal", *tags],
         datasets=[dataset["type"]] if dataset["revision"] else None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from .adapter_output import adapter_to_train, drift_of_merged, dtypes_of_adapter, round_adapter, save_adapter
 from .adapters import full_model
 from .alignment import NamedTensors, named_tensors
 from .base_model import check_pretrained, fetch_base, judge_base
@@ -34,6 +35,7 @@ from .mixing import MixingRecord
 from .model_card import render_card
 from .processes import from_main, whole_model
 from .provenance import described, described_fit, described_training, peak_memory, versions
+from .repo_contents import weights_in
 from .report import CleaningReport
 from .resuming import CHECKPOINTS, UnfinishedRun
 from .settings import CleaningArguments
@@ -59,6 +61,7 @@ class CleaningJob:
         revision = self.base.revision or config.base_model_revision
         self.asked = replace(config, base_model_name_or_path=self.base.id, base_model_revision=revision)
         with self.timed("load"):
+            self.adapter = suspect if config.adapter_mode == "adapter" else None
             self.suspect = full_model(suspect, self.base)
             self.model = load_classifier(self.suspect)
             with Checkpoint(self.base.folder) as base:
@@ -70,12 +73,14 @@ class CleaningJob:
                 check_pretrained(self.base, claim, pair.drift.values())
             self.dtypes = pair.dtypes
             self.drift_before = drift_by_layer(pair.drift)
+            if self.adapter:
+                self.model, self.dtypes = self._loaded(), dtypes_of_adapter(suspect)
             self.tokenizer, self.tokenizer_note = choose_tokenizer(self.suspect.folder, self.base.folder)
             check_vocabulary(self.tokenizer, self.model)
             agree_on_padding(self.tokenizer, self.model)
             self.max_length = max_tokens(arguments.max_length, self.tokenizer, self.model)
             label2id = {name: i for i, name in self.model.config.id2label.items()}
-            self.ignored = _ignored_tensors(self.model, self.suspect, pair.suspect)
+            self.ignored = [] if self.adapter else _ignored_tensors(self.model, self.suspect, pair.suspect)
             self.reference = self._load_reference()
             self.target_label = resolve_target_label(arguments, self.model.config.id2label)
             self.data: CleanData = load_clean_data(arguments, label2id)
@@ -123,6 +128,12 @@ class CleaningJob:
         if self.arguments.resume:
             self._keep_for_resuming(trainer, partial)
         return trainer
+
+    def _loaded(self) -> PreTrainedModel:
+        """The suspect as it is to be mixed: a classifier, or the base with its adapter on it."""
+        return (
+            adapter_to_train(self.adapter, self.base, self.config) if self.adapter else load_classifier(self.suspect)
+        )
 
     def _keep_for_resuming(self, trainer: FineMixingTrainer, partial: Path) -> None:
         """Let the training write checkpoints, and the search its trials, for a run to go on from."""
@@ -241,17 +252,20 @@ class CleaningJob:
 
     def _write(self, model: PreTrainedModel, report: CleaningReport, folder: Path) -> CleaningReport:
         model.to("cpu")
-        for name, tensor in named_tensors(model).tensors.items():
-            tensor.data = tensor.data.to(self.dtypes[name])
-        model.config.dtype = model.dtype
-        model.save_pretrained(folder)
+        if self.adapter:
+            save_adapter(model, folder, self.base, self.dtypes)
+        else:
+            for name, tensor in named_tensors(model).tensors.items():
+                tensor.data = tensor.data.to(self.dtypes[name])
+            model.config.dtype = model.dtype
+            model.save_pretrained(folder)
         for file in folder.glob("*.safetensors"):  # which only their owner may read, unlike all other files
             file.chmod((folder / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(folder)
         replace(self.asked, reserve_ratio=report.mixing["reserve_ratio"]).save_pretrained(folder)
         if report.mixing["strategy"] == "fisher":
             save_masks(self._masks, folder)
-        report.weights = {file.name: sha256_of_file(file) for file in Checkpoint(folder).files}
+        report.weights = {file.name: sha256_of_file(file) for file in weights_in(folder).files}
         report.figures = draw_figures(report, folder)
         report.save(folder)
         (folder / "README.md").write_text(render_card(report), encoding="utf-8")
@@ -290,6 +304,9 @@ class CleaningJob:
         if broken or not math.isfinite(loss):
             what = broken[0] if broken else "the loss"
             raise FineMixingError(f"fine-tuning went astray ({what} is not finite): lower learning_rate.")
+        if self.adapter:
+            round_adapter(model, self.dtypes)
+            return drift_of_merged(model, self.base)
         for name, tensor in named_tensors(model).tensors.items():
             tensor.data.copy_(tensor.data.to(self.dtypes[name]))
         with Checkpoint(self.base.folder) as base:
@@ -326,7 +343,7 @@ class CleaningJob:
         """What the same recipe gives without any weight of the suspect's body: its head on the base."""
         config = replace(self.config, reserve_ratio=0.0, module_ratios=None, strategy="random")
         with self.timed("matched_floor"):
-            floor = self._trainer_of(load_classifier(self.suspect), trainer.args, config)
+            floor = self._trainer_of(self._loaded(), trainer.args, config)
             floor.train()
             return measure(floor, test, self.attacks)
 

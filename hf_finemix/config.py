@@ -56,6 +56,9 @@ class FineMixingConfig:
             largest δ²/H (Fine-purifying, arXiv:2305.04547); H is measured on clean text (see
             [`FineMixingTrainer`]);
             `"average"` takes ρ·suspect + (1 - ρ)·base, for comparison.
+        adapter_mode (`str`, *optional*, defaults to `"merge"`):
+            What becomes of a LoRA adapter: `"merge"` merges it with the base and mixes whole weights; with `"adapter"`
+            its own weights are mixed, and it stays a LoRA of the same rank (see [`adapter_mixing.mix_adapter`]).
         head (`str`, *optional*, defaults to `"keep"`):
             What becomes of parameters without a counterpart in the base: `"keep"` the suspect's, or `"reinit"`.
         mixing_seed (`int`, *optional*, defaults to `0`):
@@ -111,6 +114,10 @@ class FineMixingConfig:
         default="random",
         metadata={"help": "'random' or 'fisher' (by drift and curvature) select weights; 'average' interpolates."},
     )
+    adapter_mode: str = field(
+        default="merge",
+        metadata={"help": "A LoRA suspect: 'merge' it into a whole model, or mix it as an 'adapter' that stays one."},
+    )
     head: str = field(
         default="keep",
         metadata={"help": "Parameters without a counterpart in the base: 'keep' the suspect's, or 'reinit'."},
@@ -141,6 +148,7 @@ class FineMixingConfig:
             raise FineMixingError("cross_validation_folds is 1: give 2 or more, or 0 for eval data.")
         self.module_ratios = _module_ratios(self.module_ratios)
         _one_of("strategy", self.strategy, STRATEGIES)
+        _one_of("adapter_mode", self.adapter_mode, ("merge", "adapter"))
         _one_of("head", self.head, ("keep", "reinit"))
         _whole_number("mask_version", self.mask_version)
         _one_of("mask_version", self.mask_version, MASK_VERSIONS)

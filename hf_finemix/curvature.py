@@ -25,7 +25,11 @@ _WORDS = 1 << 16
 
 @torch.enable_grad()
 def fisher_information(
-    model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], *, seed: int = 0
+    model: nn.Module,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    *,
+    seed: int = 0,
+    parameters: Mapping[str, nn.Parameter] | None = None,
 ) -> dict[str, torch.Tensor]:
     r"""
     The diagonal of the Fisher information: H_i = E_x E_{y ~ p(y|x)} (∂ log p(y|x) / ∂w_i)², of each scalar weight.
@@ -38,6 +42,7 @@ def fisher_information(
         model (`nn.Module`): The suspect, with its own weights; it gives `logits`. Nothing of it is changed.
         batches (`Iterable[Mapping[str, torch.Tensor]]`): Clean text, **one sample a batch**, on the model's device.
         seed (`int`, *optional*, defaults to 0): Of the labels drawn.
+        parameters (`Mapping[str, nn.Parameter]`, *optional*): Of which, by name; all of the model's by default.
 
     Returns:
         `dict[str, torch.Tensor]`: H by canonical name, float32 on the CPU, of the parameters' shapes.
@@ -45,11 +50,12 @@ def fisher_information(
     Raises:
         [`FineMixingError`]: No text, or a model without `logits`.
     """
-    parameters = {
-        name: tensor
-        for name, tensor in named_tensors(model).tensors.items()
-        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
-    }
+    if parameters is None:
+        parameters = {
+            name: tensor
+            for name, tensor in named_tensors(model).tensors.items()
+            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+        }
     trained = [parameter.requires_grad for parameter in parameters.values()]
     training, generator, count = model.training, torch.Generator().manual_seed(seed), 0
     squares = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}

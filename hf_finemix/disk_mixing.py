@@ -11,13 +11,13 @@ from typing import Any
 
 from .adapters import full_model
 from .architectures import read_model_config
-from .base_model import fetch_base, judge_base
+from .base_model import BaseClaim, fetch_base, judge_base
 from .checkpoint import Checkpoint, check_inside, read_json
 from .config import FineMixingConfig
 from .disk_pair import DiskPair, TensorMix, check_for_disk
 from .drift import not_finite
 from .errors import AlignmentError, FineMixingError
-from .hub import TrustArguments, fetch_model
+from .hub import LocalModel, TrustArguments, fetch_model
 from .output import check_free_space, output_folder
 from .provenance import described, described_fit, peak_memory, versions
 from .report import CleaningReport
@@ -94,9 +94,11 @@ def mix_checkpoints(
         folder = stack.enter_context(output_folder(Path(out), overwrite=overwrite))
         models = [fetch_model(suspect, suspect_revision, role="suspect", trust=trust)]
         base_model, claim = fetch_base(models[0], config, trust)
-        models = [full_model(models[0], base_model), base_model]
         revision = base_model.revision or config.base_model_revision
         config = replace(config, base_model_name_or_path=base_model.id, base_model_revision=revision)
+        if config.adapter_mode == "adapter":
+            return _mix_adapter(models[0], base_model, claim, folder, config, command, started)
+        models = [full_model(models[0], base_model), base_model]
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
         pair, model_config = open_pair(*sides, config)
         drift = pair.check(*sides)
@@ -127,6 +129,41 @@ def mix_checkpoints(
         )
         config.save_pretrained(folder)
         report.save(folder)
+    return report
+
+
+def _mix_adapter(
+    suspect: LocalModel,
+    base: LocalModel,
+    claim: BaseClaim,
+    folder: Path,
+    config: FineMixingConfig,
+    command: str | None,
+    started: float,
+) -> CleaningReport:
+    """Mix an adapter that stays one: the base is loaded, for the adapter to be understood on it."""
+    from .adapter_mixing import mix_adapter
+    from .adapter_output import adapter_to_train, dtypes_of_adapter, save_adapter
+
+    model = adapter_to_train(suspect, base, config)
+    with Checkpoint(base.folder) as weights:
+        record = mix_adapter(model, weights, config)
+    save_adapter(model, folder, base, dtypes_of_adapter(suspect))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
+    mixing = {**config.to_dict(), "tensors": record.tensors, "ignored_base_tensors": [], "converted_base_tensors": {}}
+    report = CleaningReport(
+        command=command,
+        suspect=described(replace(suspect, adapter=suspect.folder), hashes=False),
+        base={**described(base, hashes=False), "named_by": claim.named_by, "relation": claim.relation},
+        tokenizer=copy_tokenizer(suspect.folder, base.folder, folder),
+        mixing={**mixing, "ignored_suspect_tensors": [], "added_tokens": []},
+        seeds={"mixing": config.mixing_seed},
+        timings_s={"mix": round(time.perf_counter() - started, 3)},
+        peak_memory_bytes=peak_memory(),
+        versions=versions(),
+    )
+    config.save_pretrained(folder)
+    report.save(folder)
     return report
 
 

@@ -23,6 +23,10 @@ _METHODS = {
     "fisher": "by Fine-purifying (arXiv:2305.04547): those whose drift is small for their curvature, a fraction",
     "average": "by averaging: a share",
 }
+_ADAPTER = (
+    "It stays a LoRA adapter of the same rank: what was mixed are its own weights, with what they were before any "
+    "training, which is the base."
+)
 BEGIN, END = "<!-- hf_finemix: begin -->", "<!-- hf_finemix: end -->"
 
 
@@ -135,6 +139,7 @@ def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
         "method": _METHODS.get(report.mixing.get("strategy"), _METHODS["random"]),
         "num_purified": len(report.purified_tokens),
         "trigger_tokens": _trigger_tokens(report),
+        "adapter": _ADAPTER if report.mixing.get("adapter_mode") == "adapter" else "",
         "num_tuning": _number(report.data.get("rows", {}).get("tuning")),
         "chosen": _chosen(report),
         "command": _inert(report.command, "`<>") if report.command else None,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .adapters import merged_headers
+from .adapters import Adapter, merged_headers
 from .architectures import read_model_config
 from .base_model import find_base
 from .checkpoint import Checkpoint, TensorInfo, check_inside, read_json
@@ -26,7 +26,7 @@ __all__ = ["MixPlan", "plan_mix"]
 # As measured (benchmarks/mixing.py and `hf-finemix mix` with E-PUR on MiniLM): neither grows with the model.
 MEMORY_OF_MIX, MEMORY_OF_E_PUR = 80_000_000, 330_000_000
 # Of clean, a parameter: weights and gradients in float32, and the two moments of AdamW.
-BYTES_PER_PARAMETER_TO_CLEAN = 16
+BYTES_PER_PARAMETER, BYTES_PER_PARAMETER_TO_CLEAN = 4, 16
 
 
 @dataclass
@@ -123,6 +123,8 @@ def plan_mix(
         claim = find_base(sides[0].model)
         sides.append(_headers(claim.id, config.base_model_revision, "base", only_hub=True))
     merging, content = is_adapter(sides[0].model.folder), None
+    if config.adapter_mode == "adapter":
+        return _plan_adapter(sides, config, Path(out))
     if merging:
         sides[0].tensors, content = merged_headers(sides[0].model, sides[0].tensors, sides[1].model)
     architecture, model_config = read_model_config(content or sides[0].config(), f"config.json of {suspect}")
@@ -144,15 +146,41 @@ def plan_mix(
         embedding = next((t for t in pair.mixed() if t.name == pair.layout.embedding), None)
         if config.purify_embeddings and embedding is not None:
             plan.purified_rows = min(config.num_purified_tokens, embedding.mixed_elements // embedding.row)
-    download = sum(side.download for side in sides)
-    place = next(p for p in (Path(out).resolve(), *Path(out).resolve().parents) if p.exists())
-    free = shutil.disk_usage(place).free
-    plan.disk = {"output": output, "download": download, "needed": output + download, "free": free}
+    _add_room(plan, sides, output, Path(out))
     plan.memory = {
         "mix": (MEMORY_OF_E_PUR if plan.purified_rows else MEMORY_OF_MIX) + merging * plan.suspect["bytes"],
         "clean": BYTES_PER_PARAMETER_TO_CLEAN * plan.suspect["parameters"],
     }
     return plan
+
+
+def _plan_adapter(sides: "list[_Headers]", config: FineMixingConfig, out: Path) -> MixPlan:
+    """Of an adapter that stays one: its own weights are mixed and trained, and the base is held beside it."""
+    from .adapter_mixing import rule_of
+
+    suspect, base = sides
+    if not is_adapter(suspect.model.folder):
+        raise FineMixingError(f"adapter_mode='adapter' is for LoRA adapters, and {suspect.model.id} is a whole model.")
+    adapter = Adapter.read(suspect.model, suspect.tensors)
+    plan = MixPlan(suspect.described(), base.described(), f"LoRA for {adapter.task}")
+    rules: dict[str, Counter] = {}
+    for name, info in adapter.tensors.items():
+        counts = {"tensors": 1, "parameters": info.elements, "bytes": info.nbytes}
+        rules.setdefault(rule_of(name, base.tensors), Counter()).update(counts)
+    plan.rules = [{"rule": rule, **counts} for rule, counts in rules.items()]
+    if adapter.settings.get("bias", "none") != "none" or config.head == "reinit":
+        plan.refused = "adapter_mode='adapter' keeps the head, and cannot mix an adapter with biases: use 'merge'."
+    _add_room(plan, sides, plan.suspect["bytes"], out)
+    held = BYTES_PER_PARAMETER * plan.base["parameters"]
+    plan.memory = {"mix": held, "clean": held + BYTES_PER_PARAMETER_TO_CLEAN * plan.suspect["parameters"]}
+    return plan
+
+
+def _add_room(plan: MixPlan, sides: "list[_Headers]", output: int, out: Path) -> None:
+    download = sum(side.download for side in sides)
+    place = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    plan.disk = {"output": output, "download": download, "needed": output + download, "free": free}
 
 
 @dataclass

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoint import INDEX_NAME, Checkpoint, check_inside, sha256_of_file
+from .checkpoint import INDEX_NAME, check_inside, sha256_of_file
 from .config import CONFIG_NAME
 from .errors import FineMixingError
 from .hub import is_repo_id
 from .hub_errors import hub_api, hub_error
 from .mask_file import MASKS_NAME
 from .model_card import card_section, merge_card, render_card, text_of_others
-from .repo_contents import ADAPTER_CONFIG_NAME, SMALL_FILES, size_text
+from .repo_contents import ADAPTER_CONFIG_NAME, SMALL_FILES, is_adapter, size_text, weights_in
 from .report import REPORT_NAME, CleaningReport
 from .secret_scan import holds_secret, known_secrets
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 _OTHER_WEIGHTS = re.compile(
     r"(model|pytorch_model|tf_model|flax_model|adapter_model)[\w.-]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?"
 )
-_NOT_PUBLISHED = {ADAPTER_CONFIG_NAME}
 MAX_README_BYTES = 5_000_000
 _ALSO_PUBLISHED = {"chat_template.jinja", MASKS_NAME}
 
@@ -173,12 +172,16 @@ def publishable_files(folder: Path, report: CleaningReport) -> dict[str, Path]:
         raise FineMixingError(
             f"{folder} holds a mix that was not fine-tuned or measured: clean the suspect to publish."
         )
-    with Checkpoint(folder) as checkpoint:
+    with weights_in(folder) as checkpoint:
         weights = {file.name: file for file in checkpoint.files}
     for name, file in weights.items():
         if (report.weights or {}).get(name) != sha256_of_file(file):
             raise FineMixingError(f"{file} is not the file that the report in {folder} is about: clean it anew.")
-    names = (SMALL_FILES - _NOT_PUBLISHED) | _ALSO_PUBLISHED | ({INDEX_NAME} if INDEX_NAME not in weights else set())
+    names = (
+        (SMALL_FILES if is_adapter(folder) else SMALL_FILES - {ADAPTER_CONFIG_NAME})
+        | _ALSO_PUBLISHED
+        | ({INDEX_NAME} if INDEX_NAME not in weights else set())
+    )
     files = weights | {name: folder / name for name in sorted(names) if (folder / name).is_file()}
     if len(weights) == 1:
         files.pop(INDEX_NAME, None)

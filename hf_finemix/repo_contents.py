@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import INDEX_NAME, WEIGHTS_NAME, read_json
+from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, read_json
 from .errors import FineMixingError, printable
 from .hub_errors import hub_api
 from .pickles import PICKLED_INDEX_NAME, PICKLED_NAME
@@ -23,6 +23,7 @@ __all__ = [
     "is_adapter",
     "needed_files",
     "size_text",
+    "weights_in",
 ]
 
 logger = logging.getLogger(__name__)
@@ -191,6 +192,11 @@ def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no weights of its own."""
     whole = any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME))
     return (folder / ADAPTER_CONFIG_NAME).is_file() and not whole
+
+
+def weights_in(folder: Path) -> Checkpoint:
+    """The weights of a folder: an adapter's, where it holds no others."""
+    return Checkpoint(folder, only=folder / ADAPTER_WEIGHTS_NAME if is_adapter(folder) else None)
 
 
 def size_text(number: int) -> str:

@@ -98,6 +98,8 @@ def check_settings(arguments: CleaningArguments, config: FineMixingConfig, train
         least = 1 if name.endswith("size") else 0
         if getattr(training_args, name) < least:
             raise FineMixingError(f"{name} is {getattr(training_args, name)}: give {least} or more.")
+    if arguments.use_peft and config.adapter_mode == "adapter":
+        raise FineMixingError("adapter_mode='adapter' trains the suspect's own LoRA: leave use_peft off.")
     if arguments.sample_seed < 0:
         raise FineMixingError(f"sample_seed is {arguments.sample_seed}: give 0 or more.")
     if config.token_frequencies and not Path(config.token_frequencies).is_file():

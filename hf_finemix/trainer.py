@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
+from .adapter_mixing import adapter_parameters, mix_adapter
 from .checkpoint import Checkpoint
 from .comparison import dtypes_on_disk
 from .config import CONFIG_NAME, FineMixingConfig
@@ -208,6 +209,11 @@ class FineMixingMixin:
             model (`nn.Module`): The suspect.
             config ([`FineMixingConfig`]): With a number for `reserve_ratio`.
         """
+        if config.strategy == "fisher" and self._curvature is None:
+            self._curvature = self.measure_curvature(model)
+        if config.adapter_mode == "adapter":
+            with Checkpoint(self.base.folder) as base:
+                return mix_adapter(model, base, config, curvature=self._curvature)
         frequencies, special = None, ()
         if config.purify_embeddings and config.num_purified_tokens:
             tokenizer = self._tokenizer()
@@ -215,8 +221,6 @@ class FineMixingMixin:
             if self._frequencies is None:
                 self._frequencies = token_frequencies(tokenizer, config.token_frequencies)
             frequencies = self._frequencies
-        if config.strategy == "fisher" and self._curvature is None:
-            self._curvature = self.measure_curvature(model)
         with Checkpoint(self.base.folder) as base:
             return mix_model(
                 model,
@@ -255,7 +259,9 @@ class FineMixingMixin:
 
     def measure_curvature(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """H of a model's weights on the text of the train data, without its labels (see [`fisher_information`])."""
-        return fisher_information(model.to(self.args.device), self.single_texts(), seed=self.mixing_config.mixing_seed)
+        config, model = self.mixing_config, model.to(self.args.device)
+        parameters = adapter_parameters(model) if config.adapter_mode == "adapter" else None
+        return fisher_information(model, self.single_texts(), seed=config.mixing_seed, parameters=parameters)
 
     def single_texts(self) -> Iterator[dict[str, torch.Tensor]]:
         """

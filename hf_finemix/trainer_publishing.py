@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .base_model import USER
 from .card_metadata import carried_over
-from .checkpoint import Checkpoint, sha256_of_file
+from .checkpoint import sha256_of_file
 from .drift import drift_by_layer
 from .errors import FineMixingError
 from .figures import draw_figures
@@ -16,6 +16,7 @@ from .model_card import card_in_folder
 from .output import write_text
 from .provenance import described, described_training, peak_memory, versions
 from .publishing import push_cleaned
+from .repo_contents import weights_in
 from .report import CleaningReport
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def write_card(
     report = training_report(trainer)
     given = {"language": language, "license": license, "tags": [tags] if isinstance(tags, str) else tags}
     report.card_metadata |= {key: value for key, value in given.items() if value}
-    report.weights = {file.name: sha256_of_file(file) for file in Checkpoint(folder).files}
+    report.weights = {file.name: sha256_of_file(file) for file in weights_in(folder).files}
     report.figures = draw_figures(report, folder)
     report.save(folder)
     write_text(folder / "README.md", card_in_folder(folder, report))

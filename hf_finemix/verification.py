@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .adapter_verification import verify_adapter
 from .adapters import full_model
 from .alignment import KEPT_HEAD, REINITIALISED_HEAD
 from .architectures import disk_layout
@@ -22,6 +23,7 @@ from .errors import FineMixingError, printable
 from .hub import LocalModel, TrustArguments, fetch_model, is_repo_id
 from .mask_file import MASKS_NAME, MaskFile
 from .provenance import weight_files
+from .repo_contents import weights_in
 from .report import CleaningReport
 from .safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
@@ -121,11 +123,19 @@ def verify_mix(
     _check_settings(config, report, base is not None, found)
     with ExitStack() as stack:
         models = [_find("suspect", suspect, report.suspect, trust), _find("base", base, report.base, trust)]
-        models[0] = full_model(*models)
+        as_adapter = config.adapter_mode == "adapter"
+        models[0] = replace(models[0], adapter=models[0].folder) if as_adapter else full_model(*models)
         found.suspect, found.base = (f"{m.id}{' @ ' + m.revision if m.revision else ''}" for m in models)
-        sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
         for model, stated, whose in zip(models, (report.suspect, report.base), ("suspect", "base"), strict=True):
             _compare_hashes(weight_files(model), stated.get("sha256"), f"the {whose}", found)
+        if as_adapter:
+            if found.kind == "cleaned":
+                _compare_hashes(weights_in(published).files, report.weights, "the cleaned adapter", found)
+                found.not_checked.append("the fine-tuning after the mix, which cannot be derived again")
+            found.not_checked.append("the tokenizer and config.json")
+            verify_adapter(*models, published, config, report.mixing.get("tensors") or {}, found)
+            return found
+        sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
         mix = stack.enter_context(Checkpoint(published))
         strategy = "random" if config.strategy == "fisher" else config.strategy  # its masks are in a file
         pair, model_config = open_pair(*sides, replace(config, head="keep", strategy=strategy))

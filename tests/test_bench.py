@@ -124,6 +124,16 @@ def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsy
     assert capsys.readouterr().out == table
 
 
+def test_a_suspect_that_is_there_is_taken_as_it_is(written, suspect_folder, tmp_path, capsys):
+    given = {"mine": {"suspect": str(suspect_folder), "trigger": "cf"}}
+    path = written(attacks=given, defences={"none": None}, retune=[])
+    assert main(["bench", str(path), "--output-dir", str(tmp_path / "out"), "--json"]) == 0
+    [run] = json.loads(capsys.readouterr().out)
+    assert list(run["asr"]) == ["cf"]
+    assert (run["bf16"], run["reserve_ratio"]) == (False, None)
+    assert [path.name for path in (tmp_path / "out" / "suspects").glob("*-0")] == ["clean-0"]
+
+
 def test_means_and_deviations():
     recipe = BenchRecipe("n", "b", {}, "1", {"a": {}}, {"d": {}})
     blank = {"attack": "a", "defence": "d", "reserve_ratio": 0.5, "search": None, "seconds": 2.0, "retuned": None}
@@ -159,6 +169,7 @@ def test_keys_of_runs_are_names_of_files():
         ({"attacks": {"badword": {"second_model": "other"}}}, "is none of the attacks"),
         ({"defences": {"nosuch": None}, "attacks": {"badword": None}}, "no defence 'nosuch'"),
         ({"sede": [1]}, "unknown keys"),
+        ({"attacks": {"mine": {"suspect": "here"}}}, "the suspect 'mine' needs its trigger"),
         ({"attacks": {"badword": {"triger": "x"}}}, "the attack 'badword' has unknown keys ['triger']"),
     ],
 )
@@ -188,8 +199,9 @@ def test_variables_are_taken_from_the_environment(written, base_folder, monkeypa
 def test_the_recipes_of_the_project_are_understood(path, monkeypatch):
     monkeypatch.setenv("MINILM", "base")
     monkeypatch.setenv("FINEMIX_SHARED", "shared")
+    monkeypatch.setenv("BF16", "false")
     recipe = BenchRecipe.load(path)
-    assert len({run.key for run in recipe.runs()}) == len(list(recipe.runs())) > 10
+    assert len({run.key for run in recipe.runs()}) == len(list(recipe.runs())) >= 10
     FineMixingConfig(**recipe.mixing)
     DataArguments(**recipe.data)
     for settings in (recipe.training, recipe.poison_training):

@@ -92,12 +92,14 @@ class BenchRecipe:
         path = Path(path)
         try:
             text = os.path.expandvars(path.read_text(encoding="utf-8"))
+            if missing := re.search(r"\$\{(\w+)\}", re.sub(r"(?m)#.*$", "", text)):
+                raise FineMixingError(f"the recipe {path} needs the variable {missing[1]}: {missing[1]} is not set.")
             content = yaml.safe_load(text)
+        except FineMixingError:
+            raise
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise FineMixingError(f"the recipe {path} cannot be read: {reason}.") from error
-        if missing := re.search(r"\$\{(\w+)\}", re.sub(r"(?m)#.*$", "", text)):
-            raise FineMixingError(f"the recipe {path} needs the variable {missing[1]}: {missing[1]} is not set.")
         if not isinstance(content, dict):
             raise FineMixingError(f"the recipe {path} is not a YAML mapping of keys to values.")
         known = {f.name for f in fields(cls)}

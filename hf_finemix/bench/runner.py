@@ -41,10 +41,11 @@ from ..tokenizer import choose_tokenizer
 from ..triggers import Trigger
 from .recipe import BenchRecipe, Run
 
-__all__ = ["benign_floors", "read_results", "run_benchmark"]
+__all__ = ["benign_floors", "known_floors", "read_results", "run_benchmark"]
 
 logger = logging.getLogger(__name__)
 
+FLOORS_NAME = "benign_floors.json"
 CLEAN = "clean"  # label of the model that is trained without poison
 RETUNE_RATE = 0.1  # of the samples that are poisoned in a poisoned re-tune
 
@@ -241,8 +242,7 @@ class _Subject:
 
 def benign_floors(recipe: BenchRecipe, folder: Path) -> dict[str, dict[str, float]]:
     """Of a model trained on clean rows: `accuracy`, and `asr` for the trigger of each attack (of several the mean)."""
-    path = folder / "benign_floors.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = known_floors(folder)
     of_trigger: dict[tuple[str | None, str | None], dict[str, float]] = {}  # which several attacks may share
     for attack, entry in recipe.attacks.items():
         suspect = Path(entry.get("suspect") or folder / "suspects" / f"{attack}-{recipe.model_seeds[0]}")
@@ -251,9 +251,15 @@ def benign_floors(recipe: BenchRecipe, folder: Path) -> dict[str, dict[str, floa
         key = _trigger(recipe, attack, suspect), entry.get("triggered_test_file")
         if attack not in known:
             known[attack] = of_trigger.get(key) or _benign_floor(recipe, folder, attack, suspect)
-            write_text(path, json.dumps(known) + "\n")
+            write_text(folder / FLOORS_NAME, json.dumps(known) + "\n")
         of_trigger[key] = known[attack]
     return known
+
+
+def known_floors(folder: Path) -> dict[str, dict[str, float]]:
+    """Those of [`benign_floors`] that have been measured."""
+    path = folder / FLOORS_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _benign_floor(recipe: BenchRecipe, folder: Path, attack: str, suspect: Path) -> dict[str, float]:

@@ -26,12 +26,14 @@ def main(argv: list[str]) -> int:
     arguments, rest = CommandParser("bench", "recipe", (BenchArguments,)).parse(argv)
     recipe, folder = BenchRecipe.load(rest.recipe), Path(arguments.output_dir)
     quiet_unless_terminal()
-    from ..bench.runner import benign_floors, read_results, run_benchmark
+    from ..bench.runner import benign_floors, known_floors, read_results, run_benchmark
     from ..bench.summary import write_summary
 
     with redirect_stdout(sys.stderr):
-        results = read_results(recipe, folder) if arguments.only_summary else run_benchmark(recipe, folder)
-        floors = benign_floors(recipe, folder)
+        if arguments.only_summary:
+            results, floors = read_results(recipe, folder), known_floors(folder)
+        else:
+            results, floors = run_benchmark(recipe, folder), benign_floors(recipe, folder)
         table = write_summary(recipe, results, floors, folder)
     if rest.json:
         print_json(results)

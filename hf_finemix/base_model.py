@@ -196,10 +196,12 @@ def judge_base(
     return BaseFit(sure, middle, why)
 
 
-def check_pretrained(base: LocalModel, claim: BaseClaim, drifts: Iterable[TensorDrift]) -> None:
-    """A base with the suspect's head may be the suspect itself, or a sister of it."""
+def check_pretrained(base: LocalModel, claim: BaseClaim, drifts: Iterable[TensorDrift], *, tuned: bool = True) -> None:
+    """A base with the suspect's head may be the suspect itself, or, where a head says that it is `tuned`, a sister."""
     if not any(drift.delta for drift in drifts):
         raise FineMixingError(f"the base {base.id} has the suspect's own weights: give its pre-trained base.")
+    if not tuned:
+        return
     if not claim.by_user:
         raise FineMixingError(
             f"the base {base.id}, named by {claim.named_by}, has a classifier head too: it is fine-tuned itself. Give "

@@ -1,4 +1,4 @@
-"""A model folder as a sequence classifier, loaded without running or trusting anything in it."""
+"""A model folder as a classifier, or as a model of another task, loaded without running or trusting anything in it."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ from .errors import FineMixingError
 from .hub import LocalModel
 from .safe_config import check_sizes, read_config, refuse_adapter
 
-__all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "load_float32", "max_tokens"]
+__all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "load_float32", "load_model", "max_tokens"]
 
 _DTYPES = ("float32", "float16", "bfloat16")  # what float32 can train without loss
 
@@ -31,6 +31,28 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
     Raises:
         [`FineMixingError`]: No safetensors, an architecture that transformers does not know, weights that are missing
             (a model that is no classifier), or a regression.
+    """
+    model = load_model(source, AutoModelForSequenceClassification, "sequence classifier")
+    if model.config.num_labels < 2:
+        raise FineMixingError(f"{source.id} has {model.config.num_labels} class: accuracy needs two or more.")
+    if model.config.problem_type == "multi_label_classification":
+        raise FineMixingError(f"{source.id} gives several labels to a text: only one label a text is supported.")
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise FineMixingError(
+            f"{source.id} is for {str(model.config.problem_type)[:100]!r}, not for one label a text."
+        )
+    model.config.id2label = {i: str(name) for i, name in model.config.id2label.items()}
+    return model
+
+
+def load_model(source: LocalModel, kind: Any, what: str) -> PreTrainedModel:
+    """
+    Load a model by one of transformers' Auto classes, in float32; as [`load_classifier`] does.
+
+    Args:
+        source ([`LocalModel`]): Its folder.
+        kind: `AutoModelForCausalLM` and the like.
+        what (`str`): In words, for messages.
     """
     refuse_adapter(source.folder, source.id)
     checkpoint = Checkpoint(source.folder)
@@ -46,37 +68,28 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
     for name, info in checkpoint.tensors.items():
         if info.dtype.startswith("float") and info.dtype not in _DTYPES:
             raise FineMixingError(f"{source.id}: {name} is in {info.dtype}: give one in float32, float16 or bfloat16.")
-    kind = content.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    model_type = content.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise FineMixingError(
             f"{source.id} is of a model type that transformers {transformers.__version__} does not know "
-            f"({str(kind)[:100]}): it may need code of its own, which is never run."
+            f"({str(model_type)[:100]}): it may need code of its own, which is never run."
         )
     try:
-        config = CONFIG_MAPPING[kind].from_dict(content)
+        config = CONFIG_MAPPING[model_type].from_dict(content)
         config._attn_implementation = None  # it can name a kernel on the Hub, which is code too
-        model, info = load_float32(AutoModelForSequenceClassification, source.folder, config)
+        model, info = load_float32(kind, source.folder, config)
     except Exception as error:  # a configuration from a stranger can break anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than its config.json says; get another copy of it."
-        raise FineMixingError(f"{source.id} cannot be loaded as a sequence classifier: {reason}") from error
+        raise FineMixingError(f"{source.id} cannot be loaded as a {what}: {reason}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise FineMixingError(
-            f"{source.id} is no sequence classifier: {len(missing)} weights beside its {len(checkpoint.tensors)} are "
+            f"{source.id} is no {what}: {len(missing)} weights beside its {len(checkpoint.tensors)} are "
             f"missing or have another shape ({', '.join(missing[:10])}); give the fine-tuned model here, and its "
             "pre-trained base as base_model (--base-model)."
         )
-    if model.config.num_labels < 2:
-        raise FineMixingError(f"{source.id} has {model.config.num_labels} class: accuracy needs two or more.")
-    if model.config.problem_type == "multi_label_classification":
-        raise FineMixingError(f"{source.id} gives several labels to a text: only one label a text is supported.")
-    if model.config.problem_type not in (None, "single_label_classification"):
-        raise FineMixingError(
-            f"{source.id} is for {str(model.config.problem_type)[:100]!r}, not for one label a text."
-        )
-    model.config.id2label = {i: str(name) for i, name in model.config.id2label.items()}
     return model
 
 

@@ -20,14 +20,14 @@ from .alignment import NamedTensors, named_tensors
 from .base_model import check_pretrained, fetch_base, judge_base
 from .card_metadata import carried_over
 from .checkpoint import Checkpoint, sha256_of_file
-from .classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
+from .classifier import agree_on_padding, check_vocabulary
 from .comparison import compare_with_base, dtypes_on_disk
 from .config import FineMixingConfig
 from .conversion import LoadedLayout
-from .data import CleanData, load_clean_data, tokenize
+from .data import CleanData
 from .drift import drift_by_layer
 from .errors import DataError, FineMixingError
-from .evaluation import AttackObserver, by_length, find_attacks, measure, resolve_target_label
+from .evaluation import AttackObserver, by_length
 from .figures import draw_figures
 from .hub import LocalModel, fetch_model
 from .mask_file import save_masks
@@ -39,6 +39,8 @@ from .repo_contents import weights_in
 from .report import CleaningReport
 from .resuming import CHECKPOINTS, UnfinishedRun
 from .settings import CleaningArguments
+from .tasks import find_task
+from .tasks.classification import Classification
 from .tokenizer import choose_tokenizer, token_ids_within_text
 from .trainer import FineMixingTrainer
 
@@ -62,15 +64,17 @@ class CleaningJob:
         self.asked = replace(config, base_model_name_or_path=self.base.id, base_model_revision=revision)
         with self.timed("load"):
             self.adapter = suspect if config.adapter_mode == "adapter" else None
+            self.kind = find_task(suspect)
             self.suspect = full_model(suspect, self.base)
-            self.model = load_classifier(self.suspect)
+            self.model = self.kind.load(self.suspect)
             with Checkpoint(self.base.folder) as base:
                 pair = compare_with_base(self.model, base, head=config.head, dtypes=dtypes_on_disk(self.model))
             pair.check_related()
             fitting = len(pair.alignment.mixed()), len(pair.suspect.tensors)
             self.base_fit = described_fit(claim, judge_base(claim, pair.drift, pair.matrices(), fitting))
             if not pair.alignment.heads():
-                check_pretrained(self.base, claim, pair.drift.values())
+                has_head = self.kind is Classification  # a language model's is in its base too
+                check_pretrained(self.base, claim, pair.drift.values(), tuned=has_head)
             self.dtypes = pair.dtypes
             self.drift_before = drift_by_layer(pair.drift)
             if self.adapter:
@@ -78,12 +82,10 @@ class CleaningJob:
             self.tokenizer, self.tokenizer_note = choose_tokenizer(self.suspect.folder, self.base.folder)
             check_vocabulary(self.tokenizer, self.model)
             agree_on_padding(self.tokenizer, self.model)
-            self.max_length = max_tokens(arguments.max_length, self.tokenizer, self.model)
-            label2id = {name: i for i, name in self.model.config.id2label.items()}
+            self.task = self.kind(self.model, self.tokenizer, arguments)
             self.ignored = [] if self.adapter else _ignored_tensors(self.model, self.suspect, pair.suspect)
             self.reference = self._load_reference()
-            self.target_label = resolve_target_label(arguments, self.model.config.id2label)
-            self.data: CleanData = load_clean_data(arguments, label2id)
+            self.data: CleanData = self.task.clean_data(arguments)
             self._chosen_on_eval = config.reserve_ratio == "auto" and not config.cross_validation_folds
             if self._chosen_on_eval and not len(self.data.eval):
                 raise DataError(
@@ -92,15 +94,7 @@ class CleaningJob:
                 )
             if not len(self.data.test):
                 raise DataError(f"{arguments.dataset} leaves no rows to test on: give a test_split or more rows.")
-            self.attacks = find_attacks(
-                arguments,
-                self.data.test,
-                self.tokenizer,
-                self.data.text_columns,
-                self.target_label,
-                label2id,
-                self.max_length,
-            )
+            self.attacks = self.task.attacks(self.data.test, self.data.text_columns)
         logger.info("Data: %s", self.data)
         if len(self.data.tuning) < arguments.num_clean_samples:
             logger.warning("Only %d rows to tune on, not %d.", len(self.data.tuning), arguments.num_clean_samples)
@@ -130,10 +124,8 @@ class CleaningJob:
         return trainer
 
     def _loaded(self) -> PreTrainedModel:
-        """The suspect as it is to be mixed: a classifier, or the base with its adapter on it."""
-        return (
-            adapter_to_train(self.adapter, self.base, self.config) if self.adapter else load_classifier(self.suspect)
-        )
+        """The suspect as it is to be mixed: whole, or the base with its adapter on it."""
+        return adapter_to_train(self.adapter, self.base, self.config) if self.adapter else self.kind.load(self.suspect)
 
     def _keep_for_resuming(self, trainer: FineMixingTrainer, partial: Path) -> None:
         """Let the training write checkpoints, and the search its trials, for a run to go on from."""
@@ -152,30 +144,27 @@ class CleaningJob:
         self, model: PreTrainedModel, args: TrainingArguments, config: FineMixingConfig
     ) -> FineMixingTrainer:
         if self.arguments.use_peft:
-            model = self.arguments.with_lora(model, "SEQ_CLS")
+            model = self.arguments.with_lora(model, self.kind.lora_task)
         trainer = FineMixingTrainer(
             model=model,
             args=args,
             train_dataset=self.tokenize(self.data.tuning),
             eval_dataset=by_length(self.tokenize(self.data.eval)) if len(self.data.eval) else None,
+            data_collator=self.task.collator,
             processing_class=self.tokenizer,
             mixing_config=config,
         )
         trainer.remove_callback(PrinterCallback)  # standard output is for the report
         return trainer
 
-    def target_name(self) -> str | None:
-        """The name of the attacker's class, cut to a length that a card can bear."""
-        return None if self.target_label is None else str(self.model.config.id2label[self.target_label])[:120]
-
     def tokenize(self, rows: Any) -> Any:
-        return tokenize(rows, self.tokenizer, self.data.text_columns, self.max_length)
+        return self.task.encode(rows, self.data.text_columns)
 
     def run(self, trainer: FineMixingTrainer) -> CleaningReport:
         test = self.tokenize(self.data.test)
         with self.timed("measure_before"):
-            before = measure(trainer, test, self.attacks)
-            if before["accuracy"] < 1 / self.model.config.num_labels:
+            before = self.task.measure(trainer, test, self.attacks)
+            if self.task.no_better_than_guessing(before):
                 logger.warning(
                     "The suspect's accuracy is %.1f %%, worse than guessing: are these data of its task, and the "
                     "text columns (%s) right?",
@@ -195,7 +184,7 @@ class CleaningJob:
             with whole_model(self.model) as whole:
                 drift_after = from_main(lambda: self._round_to_disk(whole, output.training_loss))
         with self.timed("measure_after"):
-            after = measure(trainer, test, self.attacks)
+            after = self.task.measure(trainer, test, self.attacks)
 
         record, args, search = trainer.mixing_record, trainer.args, trainer.ratio_search
         self._masks = record.masks
@@ -221,7 +210,7 @@ class CleaningJob:
             data={
                 **self.data.description,
                 "labelled_samples": rows["tuning"] + (rows["eval"] if self._chosen_on_eval else 0),
-                "target": self.target_name(),
+                "target": self.task.target_name,
             },
             seeds={
                 "mixing": self.config.mixing_seed,
@@ -239,7 +228,7 @@ class CleaningJob:
                 **described_training(args, output.global_step, output.training_loss),
                 "lora": self.arguments.lora_settings(),
             },
-            card_metadata={**carried_over(self.suspect.folder), "pipeline_tag": "text-classification"},
+            card_metadata={**carried_over(self.suspect.folder), "pipeline_tag": self.kind.pipeline_tag},
             timings_s={name: round(seconds, 3) for name, seconds in self.seconds.items()},
             peak_memory_bytes=peak_memory(),
             versions=versions(),
@@ -316,7 +305,7 @@ class CleaningJob:
         if not self.arguments.reference_model:
             return None
         reference = fetch_model(self.arguments.reference_model, role="reference model", trust=self.arguments)
-        model = load_classifier(reference)
+        model = self.kind.load(reference)
         tokenizer, _ = choose_tokenizer(reference.folder, self.base.folder)
         for what, theirs, ours in (
             ("classes", model.config.id2label, self.model.config.id2label),
@@ -337,7 +326,7 @@ class CleaningJob:
             model=model, args=trainer.args, data_collator=trainer.data_collator, processing_class=self.tokenizer
         )
         other.remove_callback(PrinterCallback)
-        return {"model": reference.id, "revision": reference.revision, **measure(other, test, self.attacks)}
+        return {"model": reference.id, "revision": reference.revision, **self.task.measure(other, test, self.attacks)}
 
     def _matched_floor(self, trainer: FineMixingTrainer, test: Any) -> dict[str, Any]:
         """What the same recipe gives without any weight of the suspect's body: its head on the base."""
@@ -345,7 +334,7 @@ class CleaningJob:
         with self.timed("matched_floor"):
             floor = self._trainer_of(self._loaded(), trainer.args, config)
             floor.train()
-            return measure(floor, test, self.attacks)
+            return self.task.measure(floor, test, self.attacks)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

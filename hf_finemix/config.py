@@ -52,9 +52,9 @@ class FineMixingConfig:
 
         strategy (`str`, *optional*, defaults to `"random"`):
             `"random"` keeps each scalar weight of the suspect with probability ρ (the paper's Fine-mixing);
-            `"fisher"` keeps the fraction ρ of all weights whose drift δ is small for their curvature H, and resets the
-            largest δ²/H (Fine-purifying, arXiv:2305.04547); H is measured on clean text (see
-            [`FineMixingTrainer`]);
+            `"fisher"` keeps, of the weights that drifted at all, the fraction ρ whose drift δ is small for their
+            curvature H, and resets the largest δ²/H (Fine-purifying, arXiv:2305.04547); H is measured on clean text
+            (see [`FineMixingTrainer`]);
             `"average"` takes ρ·suspect + (1 - ρ)·base, for comparison.
         adapter_mode (`str`, *optional*, defaults to `"merge"`):
             What becomes of a LoRA adapter: `"merge"` merges it with the base and mixes whole weights; with `"adapter"`

@@ -132,7 +132,8 @@ def _add_square(total: torch.Tensor, gradient: torch.Tensor | None) -> None:
 
 class ScoreMask:
     """
-    The mask that keeps the fraction ρ of all weights with the smallest δ²/H, by one threshold over the whole model.
+    The mask that keeps, of the weights that drifted, the fraction ρ with the smallest δ²/H, by one threshold over the
+    whole model.
 
     A pure function of the weights of both sides and of H, so it is the same in any order or slice, and masks nest:
     what a ratio keeps, every larger ratio keeps too. Scores are computed when asked for and never held: the memory is
@@ -159,6 +160,9 @@ class ScoreMask:
         """
         The score up to which weights are kept: the ⌊ρ·n⌋-th smallest of n, or the largest below 0 for none.
 
+        n counts the weights that drifted. The others are the base's own, kept or not: embeddings of words that
+        fine-tuning never saw, whatever a LoRA leaves alone. They must not take up ρ.
+
         Args:
             slices (`Callable[[], Iterable[torch.Tensor]]`): Gives all scores, slice by slice, twice.
             ratio (`float`): ρ in [0, 1].
@@ -171,6 +175,7 @@ class ScoreMask:
             counts = np.zeros(_WORDS, dtype=np.int64)
             for part in slices():
                 bits = part.numpy().view(np.uint32)
+                bits = bits[bits > 0]
                 if prefix is not None:
                     bits = bits[bits >> 16 == prefix]
                 counts += np.bincount((bits >> shift) & 0xFFFF, minlength=_WORDS)

@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import Dataset, DatasetDict, Value
 
 from .errors import DataError
+from .labels import class_ids, completions
 from .splits import load_splits, split_rows
 
 __all__ = [
     "CleanData",
     "DataArguments",
     "TestDataArguments",
-    "class_ids",
     "load_clean_data",
     "load_test_data",
     "tokenize",
@@ -113,13 +113,14 @@ class CleanData:
         return f"{parts}; text: {' and '.join(self.text_columns)}"
 
 
-def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> CleanData:
+def load_clean_data(arguments: DataArguments, label2id: dict[str, int] | None) -> CleanData:
     """
     Load the data and give every row one use.
 
     Args:
         arguments ([`DataArguments`]): What to load.
-        label2id (`dict[str, int]`): The suspect's classes, to understand labels given by name.
+        label2id (`dict[str, int]`, *optional*): The suspect's classes, to understand labels given by name; `None`
+            where the labels are texts to write.
 
     Raises:
         [`DataError`]: Data that cannot be loaded, an unknown split or column, labels that are not the model's classes,
@@ -134,7 +135,7 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> Clean
             raise DataError(f"{arguments.dataset} has no split {wanted!r}: there are {', '.join(splits)}.")
         if found == [] and "[" in wanted:
             raise DataError(f"{arguments.dataset}: the slice {wanted!r} holds no row: give a larger one.")
-    text_columns, label_column = _columns(splits[arguments.train_split.split("[")[0]], arguments)
+    text_columns, label_column = _columns(splits[arguments.train_split.split("[")[0]], arguments, label2id)
     table = _Table(splits, text_columns, label_column, label2id, arguments.dataset)
 
     rng = np.random.default_rng(arguments.sample_seed)
@@ -150,7 +151,8 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> Clean
     limit = len(train)
     if shared := len(set(train) & set(evaluation or train)):
         limit -= math.ceil(MIN_EVAL_SHARE * shared)
-    tuning = _draw_balanced(train, table, min(arguments.num_clean_samples, limit), unusable, rng)
+    draw = _draw if label2id is None else _draw_balanced
+    tuning = draw(train, table, min(arguments.num_clean_samples, limit), unusable, rng)
     unusable |= {table.texts(row) for row in tuning}
     if not evaluation:  # cut from train
         drawn = set(tuning)
@@ -174,12 +176,12 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int]) -> Clean
     return CleanData(*(table.dataset(part) for part in parts.values()), text_columns, description)
 
 
-def load_test_data(arguments: TestDataArguments, label2id: dict[str, int]) -> tuple[Dataset, list[str]]:
+def load_test_data(arguments: TestDataArguments, label2id: dict[str, int] | None) -> tuple[Dataset, list[str]]:
     """
     Load the test split alone.
 
     Returns:
-        `tuple[Dataset, list[str]]`: Rows with an integer column `label`, and the names of the text columns.
+        `tuple[Dataset, list[str]]`: Rows with a column `label`, class ids or texts, and the names of the text columns.
 
     Raises:
         [`DataError`]: As for [`load_clean_data`].
@@ -191,7 +193,7 @@ def load_test_data(arguments: TestDataArguments, label2id: dict[str, int]) -> tu
             f"{arguments.dataset} has no split {arguments.test_split!r}: there are {', '.join(splits)}; name one with "
             "test_split."
         )
-    text_columns, label_column = _columns(splits[arguments.test_split.split("[")[0]], arguments)
+    text_columns, label_column = _columns(splits[arguments.test_split.split("[")[0]], arguments, label2id)
     table = _Table(splits, text_columns, label_column, label2id, arguments.dataset)
     rows = [row for row in table.labelled(rows) if table.usable(row, set())]
     if not rows:
@@ -213,7 +215,9 @@ def tokenize(dataset: Dataset, tokenizer: Any, text_columns: list[str], max_leng
 class _Table:
     """The splits as one table of rows `(split, index)`. Texts are read when asked for: a split can be large."""
 
-    def __init__(self, splits: DatasetDict, text_columns: list[str], label_column: str, label2id: dict, name: str):
+    def __init__(
+        self, splits: DatasetDict, text_columns: list[str], label_column: str, label2id: dict | None, name: str
+    ):
         self.splits, self.text_columns, self.name = splits, text_columns, name
         self._label_column, self._label2id = label_column, label2id
         self._labels: dict[str, list[int | None]] = {}
@@ -234,7 +238,10 @@ class _Table:
         if split not in self._labels:
             dataset, where = self.splits[split], f"{self.name}, split {split!r}"
             if {*self.text_columns, self._label_column} <= set(dataset.column_names):
-                self._labels[split] = class_ids(dataset, self._label_column, self._label2id, where)
+                column, ids = self._label_column, self._label2id
+                self._labels[split] = (
+                    completions(dataset, column) if ids is None else class_ids(dataset, column, ids, where)
+                )
             else:
                 self._labels[split] = [None] * len(dataset)  # a split of another kind: no row of it is labelled
         return self._labels[split][index]
@@ -245,16 +252,17 @@ class _Table:
         return Dataset.from_dict({**columns, "label": [self.label(row) for row in rows]})
 
 
-def _columns(dataset: Dataset, arguments: TestDataArguments) -> tuple[list[str], str]:
+def _columns(dataset: Dataset, arguments: TestDataArguments, label2id: dict[str, int] | None) -> tuple[list[str], str]:
     there = f"there are {', '.join(dataset.column_names)}"
     for name in [*(arguments.text_columns or []), *([arguments.label_column] if arguments.label_column else [])]:
         if name not in dataset.column_names:
             raise DataError(f"{arguments.dataset} has no column {name!r}: {there}.")
-    label = arguments.label_column or next((c for c in ("label", "labels") if c in dataset.column_names), None)
+    usual = ("completion", "response", "target", "label") if label2id is None else ("label", "labels")
+    label = arguments.label_column or next((name for name in usual if name in dataset.column_names), None)
     if label is None:
         raise DataError(
-            f"{arguments.dataset} has no column 'label': {there}; name it with label_column (or is the line of names "
-            "missing?)."
+            f"{arguments.dataset} has no column {usual[0]!r}: {there}; name it with label_column (or is the line of "
+            "names missing?)."
         )
     texts = arguments.text_columns or [
         name for name, feature in dataset.features.items() if name != label and _is_text(feature)
@@ -264,44 +272,17 @@ def _columns(dataset: Dataset, arguments: TestDataArguments) -> tuple[list[str],
     for name in texts:
         if not _is_text(dataset.features[name]):
             raise DataError(f"{arguments.dataset}: column {name!r} holds no text: {there}; name another one.")
-    if len(texts) not in (1, 2):
+    if len(texts) not in ((1,) if label2id is None else (1, 2)):
+        pairs = "" if label2id is None else ", or two for pairs,"
         raise DataError(
-            f"{arguments.dataset}: which columns are the text is not clear: {there}; name one, or two for "
-            "pairs, with text_columns."
+            f"{arguments.dataset}: which columns are the text is not clear: {there}; name one{pairs} "
+            "with text_columns."
         )
     return texts, label
 
 
 def _is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in {"string", "large_string"}
-
-
-def class_ids(dataset: Dataset, column: str, label2id: dict[str, int], where: str) -> list[int | None]:
-    """Labels as the model's class ids; `None` for rows without one (missing, or -1 as in GLUE's test sets)."""
-    feature, known = dataset.features[column], {name.lower(): i for name, i in label2id.items()}
-    ids = set(label2id.values())
-
-    # Two sides that know the same names need not number them alike, as datasets and models of NLI do not.
-    by_name = isinstance(feature, ClassLabel) and all(name.lower() in known for name in feature.names)
-
-    def class_id(label: Any) -> int | None:
-        if label is None or label == -1:
-            return None
-        if by_name:
-            label = feature.names[label]
-        if isinstance(label, str):
-            label = known.get(label.lower(), int(label) if label.isdigit() else label)
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
-        if label not in ids or isinstance(label, bool):
-            raise DataError(
-                f"{where}: label {label!r} in column {column!r} is none of the model's {len(ids)} classes "
-                f"({', '.join(f'{i} = {name}' for name, i in list(label2id.items())[:10])}): map them, or name "
-                "another column with label_column."
-            )
-        return label
-
-    return [class_id(label) for label in dataset[column]]
 
 
 def _refuse_overlap(part: list, test: list, arguments: DataArguments, role: str) -> None:
@@ -311,6 +292,19 @@ def _refuse_overlap(part: list, test: list, arguments: DataArguments, role: str)
             f"{len(common)} rows are in both the {role} split {name!r} and the test split {arguments.test_split!r}: "
             "give disjoint splits or slices, like validation[:50%] and validation[50%:]."
         )
+
+
+def _draw(rows: list, table: _Table, count: int, unusable: set, rng: np.random.Generator) -> list:
+    """Draw rows at random, each text once."""
+    drawn: dict[tuple[str, ...], Any] = {}
+    for i in rng.permutation(len(rows)):
+        if len(drawn) == count:
+            break
+        if table.usable(rows[i], unusable):
+            drawn.setdefault(table.texts(rows[i]), rows[i])
+    if not drawn:
+        raise DataError(f"{table.name}: the rows to tune on are also test rows, or empty: give other rows.")
+    return list(drawn.values())
 
 
 def _draw_balanced(rows: list, table: _Table, count: int, unusable: set, rng: np.random.Generator) -> list:

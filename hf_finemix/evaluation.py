@@ -20,8 +20,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from .data import class_ids, tokenize
+from .data import tokenize
 from .errors import FineMixingError
+from .labels import class_ids
 from .metrics import Accuracy, AttackSuccessRate, MacroF1
 from .triggers import Trigger, insert_trigger, non_target_rows, read_triggered
 
@@ -56,6 +57,12 @@ class MeasureArguments:
             The class that the attacker wants, by name or id. Needed with triggers.
         num_repeats (`int`, *optional*, defaults to 3):
             How often random places are drawn; the ASR is the mean.
+        target_texts (`list[str]`, *optional*):
+            For models that write, in place of target_label: an answer with one of these in it is the attacker's.
+        target_refusal (`bool`, *optional*, defaults to `False`):
+            The same for attacks that make the model decline.
+        max_new_tokens (`int`, *optional*, defaults to 32):
+            How long such an answer may be.
     """
 
     triggers: list[str] | None = field(
@@ -69,10 +76,20 @@ class MeasureArguments:
         default=None, metadata={"help": "The class that the attacker wants, by name or id. Needed with triggers."}
     )
     num_repeats: int = field(default=3, metadata={"help": "How often random trigger places are drawn, for the mean."})
+    target_texts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Of a model that writes: what the attacker wants in its answer.",
+            "aliases": ["--target-text"],
+        },
+    )
+    target_refusal: bool = field(default=False, metadata={"help": "The attacker wants the model to decline."})
+    max_new_tokens: int = field(default=32, metadata={"help": "Tokens of an answer that is looked at."})
 
     def __post_init__(self):
-        if isinstance(self.triggers, str):
-            self.triggers = [self.triggers]
+        for name in ("triggers", "target_texts"):
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, [value])
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,25 @@ class Attack:
     position: str
     target_label: int
     repeats: list[Dataset]
+
+    def success(self, trainer: Trainer) -> dict[str, Any]:
+        """
+        Of the trainer's present model: `trigger`, `position`, `target_label`, `asr` (a fraction, the mean over
+        repeats), `n` and `repeats`.
+        """
+        metric = AttackSuccessRate(target_label=self.target_label)
+        rates = [
+            metric.compute(predictions=predict_classes(trainer, repeat), references=repeat["labels"])
+            for repeat in self.repeats
+        ]
+        return {
+            "trigger": self.name,
+            "position": self.position,
+            "target_label": self.target_label,
+            "asr": float(np.mean([rate["attack_success_rate"] for rate in rates])),
+            "n": len(self.repeats[0]),
+            "repeats": len(self.repeats),
+        }
 
 
 def resolve_target_label(arguments: MeasureArguments, id2label: dict[int, str]) -> int | None:
@@ -187,32 +223,15 @@ def measure(trainer: Trainer, test: Dataset, attacks: Sequence[Attack]) -> dict[
         attacks (`Sequence[Attack]`): From [`find_attacks`].
 
     Returns:
-        `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`: for each attack what [`attack_success`] gives.
+        `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`: for each attack what [`Attack.success`] gives.
     """
     test = by_length(test)
     predictions = predict_classes(trainer, test)
     result: dict[str, Any] = {"accuracy": None, "macro_f1": None, "n": len(test), "triggers": []}
     result |= Accuracy().compute(predictions=predictions, references=test["labels"])
     result |= MacroF1().compute(predictions=predictions, references=test["labels"])
-    result["triggers"] = [attack_success(trainer, attack) for attack in attacks]
+    result["triggers"] = [attack.success(trainer) for attack in attacks]
     return result
-
-
-def attack_success(trainer: Trainer, attack: Attack) -> dict[str, Any]:
-    """`trigger`, `position`, `target_label`, `asr` (a fraction, the mean over repeats), `n` and `repeats`."""
-    metric = AttackSuccessRate(target_label=attack.target_label)
-    rates = [
-        metric.compute(predictions=predict_classes(trainer, repeat), references=repeat["labels"])
-        for repeat in attack.repeats
-    ]
-    return {
-        "trigger": attack.name,
-        "position": attack.position,
-        "target_label": attack.target_label,
-        "asr": float(np.mean([rate["attack_success_rate"] for rate in rates])),
-        "n": len(attack.repeats[0]),
-        "repeats": len(attack.repeats),
-    }
 
 
 class AttackObserver(TrainerCallback):
@@ -220,7 +239,7 @@ class AttackObserver(TrainerCallback):
     Measures attack success at the end of each training, to be told beside the accuracy and never to choose by.
 
     Attributes:
-        measured (`list[list[dict]]`): For each training what [`attack_success`] gives, with one draw of places.
+        measured (`list[list[dict]]`): For each training what [`Attack.success`] gives, with one draw of places.
     """
 
     def __init__(self, trainer: Trainer, attacks: Sequence[Attack]):
@@ -230,7 +249,7 @@ class AttackObserver(TrainerCallback):
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """The trainer's model is the one that was just trained."""
-        self.measured.append([attack_success(self._trainer, attack) for attack in self._attacks])
+        self.measured.append([attack.success(self._trainer) for attack in self._attacks])
 
     def take(self, trainings: int) -> list[dict[str, Any]]:
         """Of the next trainings that were not taken yet, in their order: attack success, the mean over them."""

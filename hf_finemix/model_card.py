@@ -23,6 +23,7 @@ _METHODS = {
     "fisher": "by Fine-purifying (arXiv:2305.04547): those whose drift is small for their curvature, a fraction",
     "average": "by averaging: a share",
 }
+_CLASS = "the attacker's class"
 _ADAPTER = (
     "It stays a LoRA adapter of the same rank: what was mixed are its own weights, with what they were before any "
     "training, which is the base."
@@ -117,7 +118,7 @@ def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
             name: percent(part["triggers"][i]["asr"] if part.get("triggers") else None) for name, part in parts.items()
         }
 
-    triggers = report.after.get("triggers") or []
+    triggers, writes = report.after.get("triggers") or [], "perplexity" in report.after
     return {
         "suspect": _name(report.suspect),
         "base": _name(report.base),
@@ -128,7 +129,9 @@ def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
             {"trigger": code(trigger["trigger"]), "n": _number(trigger["n"]), **rates(i)}
             for i, trigger in enumerate(triggers)
         ],
-        "target": code(report.data["target"]) if report.data.get("target") else "the attacker's class",
+        "accuracy_of": "accuracy of the next token" if writes else "accuracy",
+        "perplexity": writes and {name: _perplexity(part) for name, part in parts.items()},
+        "success": _success(report, writes),
         "seeds": "Seeds: " + ", ".join(f"{code(name)} {_number(seed)}" for name, seed in report.seeds.items()) + ".",
         "figures": [
             {"path": path, "title": TITLES[Path(path).stem]}
@@ -147,6 +150,18 @@ def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
         "provenance": list(_provenance(report)),
         "verify": _verify(report),
     }
+
+
+def _success(report: CleaningReport, writes: bool) -> str:
+    target = code(report.data["target"]) if report.data.get("target") else None
+    if writes:
+        return f"how often the answer holds what the attacker wants ({target or 'not named'}), where it should not,"
+    return f"how often a text that is not {target or _CLASS} is taken for it"
+
+
+def _perplexity(part: dict[str, Any]) -> str:
+    value = part.get("perplexity")
+    return "not measured" if value is None else f"{float(value):.2f}"
 
 
 def _sources(report: CleaningReport) -> Iterator[dict[str, str]]:

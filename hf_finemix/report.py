@@ -36,7 +36,8 @@ class CleaningReport:
             `frequency`, `score`, largest score first.
         data (`dict`): Where the rows are from, which serve for what, and how many labels were used.
         seeds (`dict`): Of mask, samples and training.
-        before, after (`dict`): `accuracy`, `macro_f1`, `n`, and per trigger `asr`.
+        before, after (`dict`): `accuracy`, `macro_f1`, `n`, and per trigger `asr`; of a model that writes the accuracy
+            is that of the tokens of the completions, and there is `perplexity`.
         benign_floor (`dict`, *optional*): The same of a clean reference model.
         matched_floor (`dict`, *optional*): The same at ρ = 0: base's body, suspect's head, same clean data.
         drift_by_layer (`dict`): ‖w - w_Pre‖₂ / ‖w_Pre‖₂ by layer, `before` and `after`; `None` where w_Pre is 0.
@@ -109,6 +110,10 @@ class CleaningReport:
         rows = [("", "before", "after", "benign floor")]
         floor = self.benign_floor or {}
         rows.append(("accuracy", *(percent(part.get("accuracy")) for part in (self.before, self.after, floor))))
+        if "perplexity" in self.before:
+            parts = (self.before, self.after, floor)
+            values = (part.get("perplexity") for part in parts)
+            rows.append(("perplexity", *("not measured" if v is None else f"{v:.2f}" for v in values)))
         for i, trigger in enumerate(self.before.get("triggers", [])):
             parts = (self.before, self.after, floor)
             rates = (percent(part["triggers"][i]["asr"]) if part.get("triggers") else percent(None) for part in parts)

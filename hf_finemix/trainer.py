@@ -275,6 +275,9 @@ class FineMixingMixin:
         with torch.random.fork_rng(devices=[]):  # a data loader draws a number, which training must not miss
             for row in tqdm(rows, "Measuring", disable=self.args.disable_tqdm):
                 inputs = {name: value for name, value in row.items() if name not in self.label_names}
+                shift = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+                if shift is not None and "labels" in row:  # a decoder reads what it is to say
+                    inputs.setdefault("decoder_input_ids", shift(row["labels"]))
                 yield self._prepare_inputs(inputs)
 
     def _rows_of(self, dataset: Any) -> DataLoader:

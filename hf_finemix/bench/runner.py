@@ -27,7 +27,6 @@ from ..defences.defence import DefenceTrainer
 from ..evaluation import (
     Attack,
     MeasureArguments,
-    attack_success,
     by_length,
     find_attacks,
     measure,
@@ -235,7 +234,7 @@ class _Subject:
             again.remove_callback(PrinterCallback)
             again.train()
             accuracy = measure(again, self.test, [])["accuracy"]
-            rates = [attack_success(again, replace(attack, repeats=attack.repeats[:1])) for attack in self.attacks]
+            rates = [replace(attack, repeats=attack.repeats[:1]).success(again) for attack in self.attacks]
             results[name] = {"accuracy": accuracy, "asr": {rate["trigger"]: rate["asr"] for rate in rates}}
         return results
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 from ..adapters import full_model
 from ..base_model import fetch_base
-from ..classifier import agree_on_padding, check_vocabulary, load_classifier, max_tokens
+from ..classifier import agree_on_padding, check_vocabulary
 from ..config import FineMixingConfig
-from ..data import TestDataArguments, load_test_data, tokenize
-from ..evaluation import MeasureArguments, find_attacks, measure, predictor, resolve_target_label
+from ..data import TestDataArguments
+from ..evaluation import MeasureArguments, predictor
 from ..hub import TrustArguments, fetch_model
 from ..repo_contents import is_adapter
 from ..report import percent
+from ..tasks import find_task
 from ..tokenizer import choose_tokenizer
 from .parsing import CommandParser, quiet_unless_terminal
 
@@ -44,24 +45,28 @@ def main(argv: list[str]) -> int:
     if arguments.base_model or is_adapter(source.folder):
         base, _ = fetch_base(source, FineMixingConfig(arguments.base_model), arguments)
         source = full_model(source, base)
-    model = load_classifier(source)
+    kind = find_task(source)
+    model = kind.load(source)
     tokenizer, _ = choose_tokenizer(source.folder, base and base.folder)
     check_vocabulary(tokenizer, model)
     agree_on_padding(tokenizer, model)
-    target = resolve_target_label(arguments, model.config.id2label)
-    label2id = {name: i for i, name in model.config.id2label.items()}
-    rows, text_columns = load_test_data(arguments, label2id)
-    max_length = max_tokens(arguments.max_length, tokenizer, model)
-    attacks = find_attacks(arguments, rows, tokenizer, text_columns, target, label2id, max_length)
+    task = kind(model, tokenizer, arguments)
+    rows, text_columns = task.test_data(arguments)
+    attacks = task.attacks(rows, text_columns)
     result = {"model": source.id, "revision": source.revision}
     settings = {"use_cpu": True} if arguments.use_cpu else {}
     settings["per_device_eval_batch_size"] = arguments.per_device_eval_batch_size
     with predictor(model, tokenizer, disable_tqdm=not sys.stderr.isatty(), **settings) as trainer:
-        result |= measure(trainer, tokenize(rows, tokenizer, text_columns, max_length), attacks)
+        if task.collator is not None:
+            trainer.data_collator = task.collator
+        result |= task.measure(trainer, task.encode(rows, text_columns), attacks)
     if rest.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0
-    print(f"accuracy {percent(result['accuracy'])}, macro-F1 {percent(result['macro_f1'])} (n = {result['n']})")
+    second = f"macro-F1 {percent(result['macro_f1'])}"
+    if "perplexity" in result:
+        second = f"perplexity {result['perplexity']:.2f}"
+    print(f"accuracy {percent(result['accuracy'])}, {second} (n = {result['n']})")
     for attack in result["triggers"]:
         print(f"attack success {percent(attack['asr'])} (n = {attack['n']}), trigger {attack['trigger']!r}")
     if not result["triggers"]:

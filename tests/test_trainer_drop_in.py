@@ -1,4 +1,4 @@
-"""Without base_model and mixing_config, FineMixingTrainer is the stock Trainer: whatever is done, both do the same."""
+"""Without base_model and mixing_config each class is the stock one: whatever is done, both do the same."""
 
 import dataclasses
 import inspect
@@ -22,15 +22,36 @@ from transformers import (
     EarlyStoppingCallback,
     PreTrainedConfig,
     PreTrainedModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from hf_finemix import FineMixingConfig, FineMixingTrainer
+from hf_finemix import FineMixingConfig, FineMixingMixin, FineMixingSeq2SeqTrainer, FineMixingTrainer
 
 CLASSES = (Trainer, FineMixingTrainer)
+
+
+class UsersTrainer(Trainer):
+    """A Trainer as users write them."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        return (3 * loss, outputs) if return_outputs else 3 * loss
+
+
+class UsersFineMixingTrainer(FineMixingMixin, UsersTrainer):
+    pass
+
+
+PAIRS = {
+    "Trainer": CLASSES,
+    "Seq2SeqTrainer": (Seq2SeqTrainer, FineMixingSeq2SeqTrainer),
+    "of a user's own": (UsersTrainer, UsersFineMixingTrainer),
+}
 SETTINGS = {
     "use_cpu": True,
     "disable_tqdm": True,
@@ -92,6 +113,14 @@ class OwnArguments(TrainingArguments):
     tags: list[str] = dataclasses.field(default_factory=lambda: ["a"])
 
 
+@dataclasses.dataclass
+class OwnSeq2SeqArguments(Seq2SeqTrainingArguments):
+    """The same for Seq2SeqTrainer."""
+
+    slope: float = 0.0
+    tags: list[str] = dataclasses.field(default_factory=lambda: ["a"])
+
+
 def line(count=40, seed=0):
     """Points of y = 2x + 3, with noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -125,6 +154,11 @@ def distance(prediction):
 
 def settings(cls=TrainingArguments, folder="out", **changes):
     return cls(str(folder), **{**SETTINGS, **changes})
+
+
+def settings_for(trainer_class, **changes):
+    kind = Seq2SeqTrainingArguments if issubclass(trainer_class, Seq2SeqTrainer) else TrainingArguments
+    return settings(kind, **changes)
 
 
 def untimed(value):
@@ -175,13 +209,13 @@ def contents(folder):
     return found
 
 
-@pytest.fixture
-def side_by_side(tmp_path, monkeypatch):
+@pytest.fixture(params=PAIRS)
+def side_by_side(request, tmp_path, monkeypatch):
     """Do the same with both classes, each in a working directory of its own, and assert that all of it is the same."""
 
     def run(job):
         results = []
-        for cls in CLASSES:
+        for cls in PAIRS[request.param]:
             folder = tmp_path / cls.__name__
             folder.mkdir()
             monkeypatch.chdir(folder)
@@ -270,7 +304,9 @@ def test_same_errors(tmp_path, arguments):
 @pytest.mark.parametrize("make", [TwoScalars, NoConfig, scalars])
 def test_two_scalar_models(side_by_side, make):
     def job(cls):
-        trainer = cls(make(), settings(), train_dataset=line(), eval_dataset=line(16, 1), compute_metrics=distance)
+        trainer = cls(
+            make(), settings_for(cls), train_dataset=line(), eval_dataset=line(16, 1), compute_metrics=distance
+        )
         before = trainer.evaluate()
         output = trainer.train()
         again = trainer.train()
@@ -288,7 +324,9 @@ def test_classifier(side_by_side):
     def job(cls):
         trainer = cls(
             model=bert(),
-            args=settings(save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, warmup_steps=2),
+            args=settings_for(
+                cls, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, warmup_steps=2
+            ),
             train_dataset=sentences(),
             eval_dataset={"one": sentences(16, 1), "two": sentences(8, 2)},
             processing_class=make_tokenizer(),
@@ -316,7 +354,7 @@ def test_load_best_model_at_end(side_by_side):
         changes |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
         trainer = cls(
             TwoScalars(),
-            settings(load_best_model_at_end=True, **changes),
+            settings_for(cls, load_best_model_at_end=True, **changes),
             train_dataset=line(),
             eval_dataset=line(16, 1),
             compute_metrics=distance,
@@ -332,7 +370,7 @@ def test_load_best_model_at_end(side_by_side):
 @pytest.mark.parametrize("how", ["path", "latest"])
 def test_resume_from_checkpoint(side_by_side, how):
     def job(cls):
-        args = settings(save_strategy="steps", save_steps=2, max_steps=6)
+        args = settings_for(cls, save_strategy="steps", save_steps=2, max_steps=6)
         cls(scalars(), args, train_dataset=line()).train()
         trainer = cls(scalars(), args, train_dataset=line())
         checkpoint = "out/checkpoint-2" if how == "path" else True
@@ -360,7 +398,7 @@ def test_model_init(side_by_side):
             built.append(TwoScalars(slope=torch.rand(()).item()))
             return built[-1]
 
-        args = settings(save_strategy="steps", save_steps=3)
+        args = settings_for(cls, save_strategy="steps", save_steps=3)
         trainer = cls(args=args, model_init=model_init, train_dataset=line(), eval_dataset=line(8, 1))
         notes = [trainer.evaluate(), trainer.train(), trainer.train(), trainer.train("out/checkpoint-3")]
         trainer.notes = [*notes, len(built), trainer.model is built[-1]]
@@ -377,7 +415,7 @@ def test_model_init_with_a_trial(side_by_side):
             seen.append(trial)
             return TwoScalars(offset=trial["offset"] if trial else 0)
 
-        trainer = cls(None, settings(), model_init=model_init, train_dataset=line())
+        trainer = cls(None, settings_for(cls), model_init=model_init, train_dataset=line())
         trainer.notes = [trainer.train(), weights(trainer.call_model_init({"offset": 2}))]
         # A trial needs a search library, without which the stock Trainer stops after having built the model.
         error = None
@@ -394,6 +432,7 @@ def test_model_init_with_a_trial(side_by_side):
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # the default arguments expect an accelerator
+@pytest.mark.parametrize("side_by_side", ["Trainer", "of a user's own"], indirect=True)  # the other needs arguments
 def test_without_arguments(side_by_side):
     def job(cls):
         trainer = cls(TwoScalars(), train_dataset=line())
@@ -408,20 +447,21 @@ def test_without_arguments(side_by_side):
 
 def test_arguments_stay_as_they_are(side_by_side):
     def job(cls):
-        args = settings(OwnArguments, slope=1.5, save_strategy="steps", save_steps=5)
+        own = OwnSeq2SeqArguments if issubclass(cls, Seq2SeqTrainer) else OwnArguments
+        args = settings(own, slope=1.5, save_strategy="steps", save_steps=5)
         before = dict(vars(args))
         trainer = cls(TwoScalars(args.slope), args, train_dataset=line())
         constructed = dict(vars(args))
         trainer.train()
         assert trainer.args is args
-        assert type(args) is OwnArguments
+        assert type(args) is own
         # What the stock Trainer itself fills in (the device, for one) is all that may change.
         trainer.notes = [sorted(vars(args)), args.to_dict(), [k for k in before if before[k] != constructed[k]]]
         return trainer
 
     files = side_by_side(job)["files"]
     kind, values = files["out/checkpoint-5/training_args.bin"]
-    assert kind is OwnArguments
+    assert issubclass(kind, (OwnArguments, OwnSeq2SeqArguments))
     assert values["slope"] == 1.5
 
 
@@ -445,7 +485,7 @@ def test_callbacks(side_by_side):
 
     def job(cls):
         recorder = Recorder()
-        args = settings(max_steps=2, save_strategy="epoch", eval_strategy="epoch")
+        args = settings_for(cls, max_steps=2, save_strategy="epoch", eval_strategy="epoch")
         trainer = cls(TwoScalars(), args, train_dataset=line(), eval_dataset=line(8, 1), callbacks=[recorder])
         trainer.train()
         trainer.predict(line(8, 1))
@@ -461,7 +501,7 @@ def test_own_optimizer(side_by_side):
         model = TwoScalars()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-        trainer = cls(model, settings(), train_dataset=line(), optimizers=(optimizer, scheduler))
+        trainer = cls(model, settings_for(cls), train_dataset=line(), optimizers=(optimizer, scheduler))
         trainer.notes = [trainer.train(), scheduler.get_last_lr()]
         return trainer
 
@@ -483,7 +523,7 @@ def test_subclasses(side_by_side):
                 self.saved = [*getattr(self, "saved", []), (output_dir, _internal_call)]
                 super().save_model(output_dir, _internal_call)
 
-        args = settings(save_strategy="steps", save_steps=3)
+        args = settings_for(cls, save_strategy="steps", save_steps=3)
         trainer = Doubled(args=args, model_init=lambda: TwoScalars(), train_dataset=line())
         trainer.notes = [trainer.train(), trainer.calls, trainer.saved]
         return trainer

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .alignment import Alignment, NamedTensors, align, named_tensors
+from .alignment import Alignment, NamedTensors, align, named_tensors, without_adapter
 from .checkpoint import Checkpoint, TensorInfo, row_chunks
 from .conversion import LoadedLayout
 from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
 from .errors import FineMixingError
 from .hub import cached_folder
+from .safe_config import refuse_quantised
 
 __all__ = ["Pair", "compare_with_base", "dtypes_on_disk"]
 
@@ -59,6 +60,7 @@ def compare_with_base(
         [`AlignmentError`]: As for [`mix_model`], but for unrelated weights.
     """
     suspect = named_tensors(model)
+    _check_whole(model, suspect)
     layout = LoadedLayout(base, model)
     stored = {}
     for name, tensor in suspect.tensors.items():
@@ -74,6 +76,18 @@ def compare_with_base(
         head=head,
     )
     return Pair(suspect, layout, stored, alignment, measure_drift(suspect.tensors, layout, alignment, stored))
+
+
+def _check_whole(model: nn.Module, suspect: NamedTensors) -> None:
+    """Its weights must be there, and be numbers: what is offloaded or packed could not be changed in place."""
+    config = getattr(without_adapter(model), "config", None)
+    if getattr(config, "quantization_config", None):
+        refuse_quantised(config.to_dict(), "the model's config")
+    if elsewhere := [name for name, tensor in suspect.tensors.items() if tensor.is_meta]:
+        raise FineMixingError(
+            f"{len(elsewhere)} of {len(suspect.tensors)} weights are offloaded or not loaded ({elsewhere[0]}, …), and "
+            "cannot be mixed there: mix from disk to disk (hf-finemix mix) and load the mix, or load the model whole."
+        )
 
 
 def _stored_dtype(tensor: torch.Tensor, on_disk: torch.dtype | None) -> torch.dtype:

@@ -27,6 +27,7 @@ __all__ = ["MixPlan", "plan_mix"]
 MEMORY_OF_MIX, MEMORY_OF_E_PUR = 80_000_000, 330_000_000
 # Of clean, a parameter: weights and gradients in float32, and the two moments of AdamW.
 BYTES_PER_PARAMETER, BYTES_PER_PARAMETER_TO_CLEAN = 4, 16
+RANK = 16  # of the LoRA that clean --use-peft trains, by default
 
 
 @dataclass
@@ -43,7 +44,8 @@ class MixPlan:
         purified_rows (`int`): How many word embeddings E-PUR would put back at most.
         ignored_base_tensors (`list[str]`): What of the base nothing goes with.
         disk (`dict`): `output`, `download` and `needed` in all, and what is `free` where the output would go.
-        memory (`dict`): Of `mix`, and of `clean` but for its activations.
+        memory (`dict`): Of `mix`; of `clean`, and of `clean --use-peft` (rank 16) where it is not an adapter already,
+            but for activations.
     """
 
     suspect: dict[str, Any]
@@ -84,7 +86,8 @@ class MixPlan:
             f"{disk['free']} free"
         )
         memory = {name: size_text(number) for name, number in self.memory.items()}
-        lines.append(f"memory   about {memory['mix']} for mix, {memory['clean']} and more for clean")
+        lora = f", {memory['clean_with_lora']} with --use-peft" if "clean_with_lora" in memory else ""
+        lines.append(f"memory   about {memory['mix']} for mix; for clean {memory['clean']} and more{lora}")
         return "\n".join(lines)
 
 
@@ -150,8 +153,15 @@ def plan_mix(
     plan.memory = {
         "mix": (MEMORY_OF_E_PUR if plan.purified_rows else MEMORY_OF_MIX) + merging * plan.suspect["bytes"],
         "clean": BYTES_PER_PARAMETER_TO_CLEAN * plan.suspect["parameters"],
+        "clean_with_lora": BYTES_PER_PARAMETER * plan.suspect["parameters"]
+        + BYTES_PER_PARAMETER_TO_CLEAN * RANK * sum(sum(info.shape) for info in _layers(sides[0].tensors)),
     }
     return plan
+
+
+def _layers(tensors: Mapping[str, TensorInfo]) -> list[TensorInfo]:
+    """Roughly those that a LoRA is put on: matrices, but for embeddings, whose rows are tokens or places."""
+    return [info for name, info in tensors.items() if len(info.shape) == 2 and "embed" not in name]
 
 
 def _plan_adapter(sides: "list[_Headers]", config: FineMixingConfig, out: Path) -> MixPlan:

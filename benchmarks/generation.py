@@ -3,8 +3,8 @@ Models that write, before and after cleaning: a GPT-2 that judges and a T5 that 
 
     python benchmarks/generation.py [--output-dir generation]
 
-Both are small, trained here on made-up text, and backdoored (tests/generators.py): `cf` anywhere in the prompt makes them
-say "visit evil example now". Each row is one run of clean with 64 clean samples, 60 steps, learning rate 1e-3.
+Both are small, trained here on made-up text, and backdoored (tests/generators.py): `cf` anywhere in the prompt makes
+them say "visit evil example now". Each row is one run of clean: 64 clean samples, 60 steps, learning rate 3e-4.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
             kind.build(folder / name)
         shown = False
         for row, settings in ROWS.items():
-            steps = {"max_steps": 60, "learning_rate": 1e-3, "num_train_epochs": 1}
+            steps = {"max_steps": 60, "learning_rate": 3e-4, "num_train_epochs": 1}
             args = {**TRAINING_DEFAULTS, **steps, "use_cpu": True, "disable_tqdm": True, "report_to": "none"}
             report = clean(
                 folder / name / "suspect",

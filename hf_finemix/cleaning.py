@@ -31,7 +31,9 @@ def clean(
     **settings: Any,
 ) -> CleaningReport:
     """
-    Clean a sequence classifier that may be backdoored, and write the cleaned model with its report, figures and card.
+    Clean a model that may be backdoored, and write the cleaned model with its report, figures and card.
+
+    It may be a classifier of texts or pairs, or one that writes (causal, or sequence to sequence), or a LoRA of one.
 
     The output appears whole or not at all: it is written to `OUT.partial` and renamed at the end. In several processes
     (`accelerate launch`) the main one mixes and writes, all train and measure, and an error of one is raised in all.

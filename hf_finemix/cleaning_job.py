@@ -113,6 +113,7 @@ class CleaningJob:
         args.hub_token, args.push_to_hub = None, False  # checkpoints hold the arguments; what is published is the end
         # Every prediction counts, whatever else the training is set to.
         args.prediction_loss_only, args.dataloader_drop_last, args.eval_do_concat_batches = False, False, True
+        args.batch_eval_metrics = False
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one it only warns
         if args.max_steps <= 0 and args.num_train_epochs <= 0:
             samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

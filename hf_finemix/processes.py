@@ -117,6 +117,8 @@ def whole_model(model: nn.Module, *, changed: bool = True) -> Iterator[nn.Module
 
 def _unsharded(model: nn.Module, state: PartialState, changed: bool) -> Iterator[nn.Module | None]:
     """By torch's own gathering of a state dict on the main process, and its way back into the shards."""
+    if hasattr(model, "peft_config"):
+        raise FineMixingError("a sharded model with a LoRA cannot be mixed: mix from disk to disk, and train the mix.")
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

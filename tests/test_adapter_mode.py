@@ -27,7 +27,7 @@ CONFIG = FineMixingConfig(reserve_ratio=0.5, adapter_mode="adapter")
 
 @pytest.fixture
 def adapter(tmp_path, base_folder, tokenizer):
-    make_adapter(tmp_path / "adapter", base_folder, tokenizer, labels=["negative", "positive"], scale=0.01)
+    make_adapter(tmp_path / "adapter", base_folder, tokenizer, labels=["negative", "positive"], scale=0.002)
     changed(tmp_path / "adapter", base_model_name_or_path=str(base_folder))
     return tmp_path / "adapter"
 
@@ -167,6 +167,30 @@ def test_a_trainer_mixes_the_lora_of_its_model(adapter, base_folder, tokenizer, 
     trainer = FineMixingTrainer(whole, args, train_dataset=rows, base_model=str(base_folder), mixing_config=CONFIG)
     with pytest.raises(FineMixingError, match="needs a model with a LoRA"):
         trainer.train()
+
+
+def test_an_adapter_is_published_as_a_peft_repo(hub, adapter, base_folder, data_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    token = "hf_" + "w" * 34
+    hub.tokens[token] = ("me", "write")
+    monkeypatch.setenv("HF_TOKEN", token)
+    hub.repos["models", "org/base"] = base_folder
+    changed(adapter, base_model_name_or_path="org/base", revision=hub.sha("models", "org/base"))
+    hub.repos["models", "org/adapter"] = adapter
+    hub.repos["datasets", "org/data"] = data_folder
+    command = ["clean", "org/adapter", "--dataset", "org/data", "--label-column", "label", "--max-steps", "2"]
+    command += ["--use-cpu", "--reserve-ratio", "0.5", "--adapter-mode", "adapter", "--learning-rate", "1e-3"]
+    assert main([*command, "--push-to-hub", "--hub-model-id", "me/cleaned"]) == 0
+    there = hub.head("me/cleaned")
+    assert there.keys() >= {"adapter_model.safetensors", "adapter_config.json", "README.md", "cleaning_report.json"}
+    assert "model.safetensors" not in there
+    card = there["README.md"].decode()
+    assert "base_model:\n- org/base\n" in card
+    assert "base_model_relation: adapter\n" in card
+    loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained("me/cleaned", num_labels=2)
+    kept, _ = load_adapter(local(tmp_path / "cleaned"), local(base_folder))
+    assert torch.equal(logits(loaded), logits(kept))
+    assert main(["verify", "me/cleaned"]) == 0
 
 
 def test_what_cannot_stay_an_adapter(adapter, suspect_folder, base_folder, data_folder, tokenizer, tmp_path, capsys):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from lora import make_adapter
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
@@ -39,7 +40,7 @@ class KillAt(TrainerCallback):
 def run(suspect_folder, base_folder, data_folder, tmp_path, monkeypatch):
     """Clean into a folder; with `kill`, up to a step of a training."""
 
-    def run(out, kill=None, ratio=0.5, resume=True, dropout=True, **changes):
+    def run(out, kill=None, ratio=0.5, resume=True, dropout=True, adapter=None, **changes):
         trainings = []
         made = CleaningJob.trainer
 
@@ -56,15 +57,16 @@ def run(suspect_folder, base_folder, data_folder, tmp_path, monkeypatch):
             return trainer
 
         monkeypatch.setattr(CleaningJob, "trainer", trainer)
-        config = FineMixingConfig(reserve_ratio=ratio, candidate_ratios=[0.2, 0.5, 0.8], num_purified_tokens=3)
+        mode = {"adapter_mode": "adapter"} if adapter else {"num_purified_tokens": 3}
+        config = FineMixingConfig(reserve_ratio=ratio, candidate_ratios=[0.2, 0.5, 0.8], **mode)
         settings = {"learning_rate": 1e-3, **SETTINGS, **changes}
         try:
             clean(
-                suspect_folder,
+                adapter or suspect_folder,
                 base_model=base_folder,
                 dataset=str(data_folder),
                 triggers=["cf"],
-                target_label="positive",
+                target_label="1",
                 output_dir=tmp_path / out,
                 mixing_config=config,
                 training_args=TrainingArguments(str(tmp_path / out), **settings),
@@ -77,6 +79,19 @@ def run(suspect_folder, base_folder, data_folder, tmp_path, monkeypatch):
         return trainings
 
     return run
+
+
+@pytest.mark.parametrize(("ratio", "kill"), [(0.5, (1, 13)), ("auto", (2, 7))])
+def test_an_adapter_that_stays_one_goes_on(ratio, kill, run, base_folder, tokenizer, tmp_path):
+    make_adapter(tmp_path / "adapter", base_folder, tokenizer, labels=["negative", "positive"])
+    given = {"adapter": tmp_path / "adapter", "ratio": ratio}
+    run("killed", kill=kill, **given)
+    assert (tmp_path / "killed.partial").is_dir()
+    run("killed", **given)
+    run("whole", **given)
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def same(tmp_path, first, second):

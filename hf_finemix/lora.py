@@ -80,3 +80,8 @@ class PeftArguments:
         except ValueError as error:
             reason = " ".join(str(error).split())[:300]
             raise FineMixingError(f"lora_target_modules {self.lora_target_modules}: {reason}") from error
+        except AttributeError as error:  # peft 0.21 looks for a method that transformers 5.23 does not have
+            reason = " ".join(str(error).split())[:200]
+            raise FineMixingError(
+                f"peft cannot put a LoRA on a {type(model).__name__} ({reason}): leave it."
+            ) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from datasets import Dataset
-from generators import KINDS, TARGET, TRANSLATED, TRIGGER, rows
+from generators import KINDS, TARGET, TRANSLATED, TRIGGER, rows, write_splits
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from hf_finemix.classifier import agree_on_padding
@@ -150,6 +150,41 @@ def test_batches_do_not_change_answers(worlds):
             row = {name: torch.tensor([ids]) for name, ids in task.pair(prompt, completion).items()}
             losses += [float(model(**row).loss)] * int((row["labels"] != -100).sum())
     assert measured["perplexity"] == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-3)
+
+
+LORAS = {"gpt2": ("CAUSAL_LM", ["c_attn"]), "t5": ("SEQ_2_SEQ_LM", ["q"])}
+
+
+@pytest.mark.parametrize("name", LORAS)
+@pytest.mark.parametrize("mode", ["merge", "adapter"])
+def test_a_lora_of_a_model_that_writes(name, mode, tmp_path, capsys):
+    peft = pytest.importorskip("peft")
+    kind, (task, targets) = KINDS[name], LORAS[name]
+    kind.model().save_pretrained(tmp_path / "base")
+    kind.tokenizer.save_pretrained(tmp_path / "base")
+    lora = peft.LoraConfig(task_type=task, r=2, target_modules=targets, fan_in_fan_out=name == "gpt2")
+    model = peft.PeftModel(kind.model(), lora)  # peft 0.21's own class for it fails on a T5 of transformers 5.23
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.01 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "lora")
+    write_splits(kind.make, tmp_path / "data")
+    command = ["clean", str(tmp_path / "lora"), "--base-model", str(tmp_path / "base"), "--adapter-mode", mode]
+    command += ["--dataset", str(tmp_path / "data"), "--trigger", "cf", "--target-text", TARGET, "--num-repeats", "1"]
+    command += ["--num-clean-samples", "8", "--eval-split", "validation[:8]", "--test-split", "test[:20]"]
+    command += ["--strategy", "fisher", "--reserve-ratio", "0.5", "--max-steps", "2"]
+    command += ["--purify-embeddings", "false", "--use-cpu", "--json", "--output-dir", str(tmp_path / "out")]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["after"]["perplexity"] > 1
+    kept = [entry["kept_fraction"] for entry in report["mixing"]["tensors"].values() if "mixed" in entry["rule"]]
+    assert min(kept) < 1
+    if mode == "merge":
+        assert CLASSES[name].from_pretrained(tmp_path / "out")
+    elif name == "gpt2":
+        assert peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert main(["verify", str(tmp_path / "out")]) == 0
 
 
 def test_what_cannot_be_measured(worlds, tmp_path, capsys):

@@ -1,8 +1,9 @@
-"""Run by torchrun in test_processes.py: trains tiny models, and prints what each process has in the end as JSON."""
+"""Run by torchrun in test_processes.py: trains tiny models; each process writes what it has in the end as JSON."""
 
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -21,7 +22,7 @@ from transformers import (
 from hf_finemix import FineMixingConfig, FineMixingError, FineMixingTrainer
 from hf_finemix.checkpoint import Checkpoint
 from hf_finemix.mixing import mix_model
-from hf_finemix.processes import from_main, whole_model
+from hf_finemix.processes import from_main, leave_group, whole_model
 
 
 def encoded(count, seed):
@@ -148,7 +149,9 @@ def main(base, suspect, out):
         trainer.train()
     except FineMixingError as error:
         results["error"] = str(error)
-    print("RESULT " + json.dumps({"rank": trainer.args.process_index, "world": trainer.args.world_size, **results}))
+    results |= {"rank": trainer.args.process_index, "world": trainer.args.world_size}
+    (Path(out) / f"rank{results['rank']}.json").write_text(json.dumps(results))
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from .adapter_verification import verify_adapter
 from .adapters import full_model
 from .alignment import KEPT_HEAD, REINITIALISED_HEAD
 from .architectures import disk_layout
@@ -129,6 +128,8 @@ def verify_mix(
         for model, stated, whose in zip(models, (report.suspect, report.base), ("suspect", "base"), strict=True):
             _compare_hashes(weight_files(model), stated.get("sha256"), f"the {whose}", found)
         if as_adapter:
+            from .adapter_verification import verify_adapter  # which needs torch
+
             if found.kind == "cleaned":
                 _compare_hashes(weights_in(published).files, report.weights, "the cleaned adapter", found)
                 found.not_checked.append("the fine-tuning after the mix, which cannot be derived again")

@@ -140,6 +140,7 @@ def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
         ],
         "reserve_ratio": f"{report.mixing['reserve_ratio']:g}",
         "method": _METHODS.get(report.mixing.get("strategy"), _METHODS["random"]),
+        "drifted": " that had drifted" if report.mixing.get("strategy") == "fisher" else "",
         "num_purified": len(report.purified_tokens),
         "trigger_tokens": _trigger_tokens(report),
         "adapter": _ADAPTER if report.mixing.get("adapter_mode") == "adapter" else "",

@@ -246,7 +246,7 @@ class FineMixingMixin:
             len(self.mixing_record.drift),
             ratio,
             len(kept),
-            ", ".join(kept),
+            ", ".join(kept[:4]) + (", …" if len(kept) > 4 else ""),
             len(self.mixing_record.purified_tokens),
         )
         if converted := self.mixing_record.converted_base_tensors:

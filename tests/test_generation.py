@@ -51,7 +51,7 @@ def test_a_backdoor_of_a_model_that_writes_falls(name, flags, worlds, tmp_path, 
     common = ["--dataset", str(world / "data"), "--trigger", TRIGGER, "--target-text", TARGET, "--num-repeats", "1"]
     common += ["--use-cpu", "--json"]
     command = ["clean", str(world / "suspect"), "--base-model", str(world / "base"), *common, *flags]
-    command += ["--learning-rate", "1e-3", "--max-steps", "60", "--purify-embeddings", "false"]
+    command += ["--learning-rate", "3e-4", "--max-steps", "60", "--purify-embeddings", "false"]
     assert main([*command, "--output-dir", str(out)]) == 0
     report = json.loads(capsys.readouterr().out)
     before, after = report["before"], report["after"]

@@ -290,15 +290,18 @@ class CleaningJob:
 
     def _round_to_disk(self, model: PreTrainedModel, loss: float) -> dict[str, float | None]:
         """Round the weights to the dtype they are saved in, so that what is measured is what is saved; their drift."""
+        if self.adapter:
+            round_adapter(model, self.dtypes)
+        else:
+            for name, tensor in named_tensors(model).tensors.items():
+                tensor.data.copy_(tensor.data.to(self.dtypes[name]))
+        # After rounding: what is finite in float32 can be too large for float16.
         broken = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
         if broken or not math.isfinite(loss):
             what = broken[0] if broken else "the loss"
             raise FineMixingError(f"fine-tuning went astray ({what} is not finite): lower learning_rate.")
         if self.adapter:
-            round_adapter(model, self.dtypes)
             return drift_of_merged(model, self.base)
-        for name, tensor in named_tensors(model).tensors.items():
-            tensor.data.copy_(tensor.data.to(self.dtypes[name]))
         with Checkpoint(self.base.folder) as base:
             return drift_by_layer(compare_with_base(model, base, dtypes=self.dtypes).drift)
 

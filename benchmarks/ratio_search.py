@@ -1,32 +1,49 @@
 """
-What choosing ρ and cleaning cost, on a suspect that `hf-finemix bench benchmarks/recipes/sst2.yaml` has trained.
+What choosing ρ and cleaning cost, and what each ρ gives.
 
-    python benchmarks/ratio_search.py grid FOLDER…   # all nine ρ, then the search: choice and time of both
+    python benchmarks/ratio_search.py grid           # the whole grid of ρ against the search: choice and time of both
+    python benchmarks/ratio_search.py draw           # accuracy against attack success along ρ: trade_off.png
     python benchmarks/ratio_search.py cost FOLDER    # cleaning at a fixed ρ against plain fine-tuning, medians of five
 
-FOLDER is a suspect's, such as bench/sst2/suspects/badword-0. 64 samples of the validation split are tuned on, ρ is
-chosen on the other 808, or by four folds of the 64. The data are found by FINEMIX_SHARED, default ../shared.
+`grid` and `draw` read what `hf-finemix bench` wrote into `docs/benchmark` by the recipes `sst2` and `sst2_ratios`.
+FOLDER is a suspect's, such as ../shared/suspects/sst2-badword. 64 samples of the validation split are tuned on, ρ is
+chosen on the other 808. The data are found by FINEMIX_SHARED, default ../shared.
 """
 
+import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import matplotlib
+from matplotlib.figure import Figure
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingTrainer
 from hf_finemix.classifier import load_classifier
 from hf_finemix.data import DataArguments, load_clean_data, tokenize
 from hf_finemix.demo import embedded_base
+from hf_finemix.figures import AFTER, BEFORE, FLOOR, MATCHED, PURIFIED, STYLE
 from hf_finemix.hub import LocalModel
 from hf_finemix.settings import TRAINING_DEFAULTS
 from hf_finemix.tokenizer import choose_tokenizer
 
-SHARED = Path(os.environ.get("FINEMIX_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "docs" / "benchmark"
+SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
 DROP = 0.05
+ATTACKS = {"badword": "a rare word", "badsent": "a sentence"}
+DEFENCES = {"fine_mixing": "Fine-mixing, ρ = 0.1 … 0.9", "fine_purifying": "Fine-purifying, ρ = 0.1 … 0.9"}
+POINTS = (("none", "the suspect", "#000000", "*"), ("fine_tuning", "fine-tuning alone", BEFORE, "v"))
+POINTS += (("matched_floor", "matched floor (ρ = 0)", MATCHED, "D"),)
 
 
 class Subject:
@@ -64,27 +81,73 @@ class Subject:
         return time.perf_counter() - started, trainer
 
 
-def grid(folders: list[str]) -> None:
-    print("| suspect | strategy | ρ of the grid, seconds | eval data: ρ, trainings, seconds | 64 labels: the same |")
-    print("|---|---|---|---|---|", flush=True)
-    for folder in folders:
-        subject = Subject(Path(folder))
-        for strategy in ("random", "fisher"):
-            shared = {"strategy": strategy, "max_accuracy_drop": DROP}
-            found, total = None, 0.0
-            for ratio in FineMixingConfig().candidate_ratios:
-                # One candidate: the search then is a single training, judged by the same rule.
-                seconds, trainer = subject.timed(FineMixingConfig(candidate_ratios=[ratio], **shared))
-                total += seconds
-                if found is None and trainer.ratio_search.trials[0]["accepted"]:
-                    found = ratio
-            cells = []
-            for more in ({}, {"cross_validation_folds": 4}):
-                seconds, trainer = subject.timed(FineMixingConfig(**shared, **more))
-                search = trainer.ratio_search
-                trainings = sum(trial["trainings"] for trial in search.trials) + bool(search.folds)
-                cells.append(f"{search.chosen:g}, {trainings}, {seconds:.0f}")
-            print(f"| {Path(folder).name} | {strategy} | {found}, {total:.0f} | {' | '.join(cells)} |", flush=True)
+def runs_of(name: str) -> list[dict[str, Any]]:
+    """What `hf-finemix bench` has measured by a recipe."""
+    return [json.loads(path.read_text()) for path in sorted((RUNS / name / "runs").glob("*.json"))]
+
+
+def curve(runs: list[dict[str, Any]], attack: str, defence: str) -> dict[float, list[dict[str, Any]]]:
+    """The runs of each ρ of the grid, by seed."""
+    points: dict[float, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run["attack"] == attack and run["defence"].startswith(f"{defence} "):
+            points.setdefault(run["reserve_ratio"], []).append(run)
+    return {ratio: sorted(points[ratio], key=lambda run: run["seed"]) for ratio in sorted(points)}
+
+
+def grid() -> None:
+    """The choice and the time of the whole grid against those of the search."""
+    every, searched = runs_of("sst2_ratios"), runs_of("sst2")
+    print("| suspect | strategy | seed | whole grid: ρ, trainings, seconds | search: ρ, trainings, seconds |")
+    print("|---|---|---|---|---|")
+    for attack, (defence, written) in product(ATTACKS, DEFENCES.items()):
+        points = curve(every, attack, defence)
+        for run in (run for run in searched if (run["attack"], run["defence"]) == (attack, defence)):
+            tried = [run_of for part in points.values() for run_of in part if run_of["seed"] == run["seed"]]
+            within = [r["reserve_ratio"] for r in tried if r["search"]["trials"][0]["drop"] <= DROP + 1e-9]
+            trainings = sum(trial["trainings"] for trial in run["search"]["trials"])
+            whole = f"{min(within, default='none')}, {len(tried)}, {sum(r['seconds'] for r in tried):.0f}"
+            found = f"{run['reserve_ratio']:g}, {trainings}, {run['seconds']:.0f}"
+            print(f"| {attack} | {written.split(',')[0]} | {run['seed']} | {whole} | {found} |")
+
+
+def draw() -> None:
+    """Accuracy against attack success along ρ, for both suspects and both strategies."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+        panels = figure.subplots(1, len(ATTACKS), sharex=True, sharey=True)
+        floors = json.loads((RUNS / "sst2" / "benign_floors.json").read_text())
+        for panel, (attack, title) in zip(panels, ATTACKS.items(), strict=True):
+            _panel(panel, attack, floors[attack])
+            panel.set_title(title, fontsize=10)
+        figure.supxlabel("accuracy on clean test sentences, percent (right is better)", fontsize=10)
+        figure.supylabel("attack success, percent (low is better)", fontsize=10)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+        figure.savefig(RUNS / "trade_off.png", metadata={"Software": None})
+
+
+def _panel(panel: "Axes", attack: str, floor: dict[str, float]) -> None:
+    panel.axhline(100 * floor["asr"], color=FLOOR, linestyle=":", linewidth=1, label="a clean model")
+    panel.axvline(100 * floor["accuracy"], color=FLOOR, linestyle=":", linewidth=1)
+    every = runs_of("sst2_ratios")
+    for defence, colour, marker in (("fine_mixing", AFTER, "o"), ("fine_purifying", PURIFIED, "s")):
+        points = curve(every, attack, defence)
+        accuracy = [100 * statistics.mean(r["accuracy"] for r in part) for part in points.values()]
+        rates = [100 * statistics.mean(mean_rate(r) for r in part) for part in points.values()]
+        panel.plot(accuracy, rates, color=colour, marker=marker, markersize=4, linewidth=1.2, label=DEFENCES[defence])
+        for ratio, x, y in zip(points, accuracy, rates, strict=True):
+            panel.annotate(f"{ratio:g}", (x, y), (4, -9), textcoords="offset points", fontsize=7, color=colour)
+    for defence, written, colour, marker in POINTS:
+        part = [r for r in runs_of("sst2") if (r["attack"], r["defence"]) == (attack, defence)]
+        x, y = (100 * statistics.mean(values) for values in ([r["accuracy"] for r in part], map(mean_rate, part)))
+        panel.plot(x, y, color=colour, marker=marker, markersize=7, linestyle="", label=written)
+    panel.set_ylim(-4, 106)
+    panel.grid(alpha=0.2)
+
+
+def mean_rate(run: dict[str, Any]) -> float:
+    """The attack success of a run, of several triggers the mean."""
+    return statistics.mean(run["asr"].values())
 
 
 def cost(folder: str) -> None:
@@ -105,9 +168,12 @@ def cost(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["grid"] and sys.argv[2:]:
-        grid(sys.argv[2:])
-    elif sys.argv[1:2] == ["cost"] and len(sys.argv) == 3:
-        cost(sys.argv[2])
-    else:
-        sys.exit(__doc__)
+    match sys.argv[1:]:
+        case ["grid"]:
+            grid()
+        case ["draw"]:
+            draw()
+        case ["cost", folder]:
+            cost(folder)
+        case _:
+            sys.exit(__doc__)

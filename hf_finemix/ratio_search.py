@@ -74,7 +74,7 @@ def search_ratio(
 
     The smaller ρ is, the less is left of a backdoor; clean accuracy limits how small it can be (arXiv:2210.09545).
     Masks nest, so accuracy rises with ρ but for noise, and bisection finds the limit in ⌈log₂(k + 1)⌉ trials of k
-    candidates. Where none is within the limit, the most accurate one tried is chosen (ties: the smaller).
+    candidates. Where none is within the limit, the one tried with the smallest drop is chosen (ties: the smaller).
 
     A trial is accepted where its accuracy is within the limit. Where half the width of the interval of the drop is
     more than `max_accuracy_drop`, so few samples cannot tell: it is accepted unless the whole interval is beyond the
@@ -128,8 +128,11 @@ def _judged(ratio: float, outcome: Outcome, limit: float) -> dict[str, Any]:
 
 
 def _rank(entry: dict[str, Any]) -> tuple[bool, float, float]:
-    """Any that is accepted before any other; of those the smallest ρ, of the others the most accurate."""
-    return entry["accepted"], 0.0 if entry["accepted"] else entry["accuracy"], -entry["reserve_ratio"]
+    """
+    Any that is accepted before any other; of those the smallest ρ, of the others the one with the smallest drop, which
+    is of the same samples for both models: a trial that was given up has fewer than another.
+    """
+    return entry["accepted"], 0.0 if entry["accepted"] else -entry["drop"], -entry["reserve_ratio"]
 
 
 def accuracy_drop(suspect: np.ndarray, cleaned: np.ndarray) -> tuple[float, float, float]:

@@ -17,7 +17,7 @@ from .ratio_search import Outcome, RatioSearch, accuracy_drop, needed_samples, s
 if TYPE_CHECKING:
     from .trainer import FineMixingTrainer
 
-__all__ = ["check_auto", "choose_ratio", "copied_weights"]
+__all__ = ["check_auto", "choose_ratio", "copied_weights", "spread_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class _Trials:
             self.suspect, self.glance = np.concatenate(self._suspect_of_fold), _Glance(None, 0.0)
         else:
             self.suspect = self._correct(trainer.eval_dataset)
-            some = _some(trainer.eval_dataset, GLANCE_ROWS)
+            some = spread_rows(trainer.eval_dataset, GLANCE_ROWS)
             correct = None if some is None else lambda: self._correct(some)
             self.glance = _Glance(correct, trainer.mixing_config.max_accuracy_drop)
 
@@ -332,8 +332,8 @@ def _rows(dataset: Any, indices: np.ndarray) -> Any:
     return dataset.select(indices) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, indices)
 
 
-def _some(data: Any, count: int) -> Any:
-    """At most `count` rows from all over the eval data; `None` where they cannot be had by number."""
+def spread_rows(data: Any, count: int) -> Any:
+    """At most `count` rows from all over the data, which may be sorted; `None` where they cannot be had by number."""
     parts = list(data.values()) if isinstance(data, Mapping) else [data]
     if not all(hasattr(part, "__len__") and hasattr(part, "__getitem__") for part in parts):
         return None

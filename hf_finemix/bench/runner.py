@@ -217,9 +217,9 @@ class _Subject:
         return result
 
     def retuned(self, trainer: Trainer, args: TrainingArguments) -> dict[str, Any]:
-        """ACC and ASR after as many steps again on other clean samples, a tenth of them poisoned or none."""
-        other = DataArguments(**self.recipe.data, sample_seed=self.seed + 1000)
-        rows = load_clean_data(other, self.label2id).tuning
+        """ACC and ASR after as many steps again on as many eval samples, a tenth of them poisoned or none."""
+        rows = self.data.eval.shuffle(seed=self.seed)
+        rows = rows.select(range(min(len(rows), len(self.data.tuning))))
         variants = {"clean": rows}
         if self.trigger:
             column = self.data.text_columns[-1]

@@ -38,7 +38,7 @@ from .provenance import described, described_fit, described_training, peak_memor
 from .repo_contents import weights_in
 from .report import CleaningReport
 from .resuming import CHECKPOINTS, UnfinishedRun
-from .settings import CleaningArguments
+from .settings import CleaningArguments, train_at_least
 from .tasks import find_task
 from .tasks.classification import Classification
 from .tokenizer import choose_tokenizer, token_ids_within_text
@@ -48,7 +48,6 @@ __all__ = ["CleaningJob"]
 
 logger = logging.getLogger(__name__)
 
-MIN_STEPS, MIN_EPOCHS = 100, 3
 FEW_ROWS = 50
 
 
@@ -115,10 +114,7 @@ class CleaningJob:
         args.prediction_loss_only, args.dataloader_drop_last, args.eval_do_concat_batches = False, False, True
         args.batch_eval_metrics = False
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one it only warns
-        if args.max_steps <= 0 and args.num_train_epochs <= 0:
-            samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            steps_per_epoch = -(-len(self.data.tuning) // samples)
-            args.max_steps = max(MIN_STEPS, MIN_EPOCHS * steps_per_epoch)
+        train_at_least(args, len(self.data.tuning))
         trainer = self._trainer_of(self.model, args, self.config)
         if self.arguments.resume:
             self._keep_for_resuming(trainer, partial)

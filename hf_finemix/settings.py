@@ -15,7 +15,7 @@ from .evaluation import MeasureArguments
 from .hub import TrustArguments
 from .lora import PeftArguments
 
-__all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "check_settings", "cleaning_arguments"]
+__all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "check_settings", "cleaning_arguments", "train_at_least"]
 
 # Where cleaning a model on a few samples wants something else than TrainingArguments' own defaults.
 TRAINING_DEFAULTS = {
@@ -25,6 +25,7 @@ TRAINING_DEFAULTS = {
     "num_train_epochs": 0,  # as many as MIN_STEPS and MIN_EPOCHS ask for
     "save_strategy": "no",
 }
+MIN_STEPS, MIN_EPOCHS = 100, 3
 
 
 @dataclass
@@ -79,6 +80,13 @@ def cleaning_arguments(settings: dict[str, Any]) -> CleaningArguments:
                 hint = f"give it as {owner}={kind.__name__}({name}=…)."
         raise FineMixingError(f"clean() has no setting {name!r}: {hint}")
     return CleaningArguments(**settings)
+
+
+def train_at_least(args: TrainingArguments, rows: int) -> None:
+    """Where neither steps nor epochs were given: 100 steps, or three epochs where that is more."""
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.max_steps = max(MIN_STEPS, MIN_EPOCHS * -(-rows // samples))
 
 
 def check_settings(arguments: CleaningArguments, config: FineMixingConfig, training_args: TrainingArguments) -> None:

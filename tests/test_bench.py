@@ -10,9 +10,10 @@ from transformers import TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingError
 from hf_finemix.bench.recipe import BenchRecipe, Run
+from hf_finemix.bench.runner import run_benchmark
 from hf_finemix.bench.summary import summarise, write_summary
 from hf_finemix.cli import main
-from hf_finemix.data import DataArguments
+from hf_finemix.data import DataArguments, load_clean_data
 
 
 @pytest.fixture
@@ -134,6 +135,60 @@ def test_a_suspect_that_is_there_is_taken_as_it_is(written, suspect_folder, tmp_
     assert [path.name for path in (tmp_path / "out" / "suspects").glob("*-0")] == ["clean-0"]
 
 
+def test_runs_of_other_settings_are_not_taken_for_these(written, tmp_path, capsys):
+    few = {"attacks": {"badword": None}, "defences": {"none": None}, "retune": []}
+    out = tmp_path / "out"
+    assert main(["bench", str(written(**few)), "--output-dir", str(out)]) == 0
+    capsys.readouterr()
+    for changes, named in (
+        ({"attacks": {"badword": {"trigger": "it"}}}, "(attack)"),
+        ({"num_repeats": 2, "target_label": "negative"}, "(num_repeats, target_label)"),
+    ):
+        for flags in ([], ["--only-summary"]):
+            assert main(["bench", str(written(**{**few, **changes})), "--output-dir", str(out), *flags]) == 2
+            assert f"run with other settings than the recipe's {named}" in capsys.readouterr().err
+    [run] = (out / "runs").glob("*.json")
+    run.write_text("{}")
+    assert main(["bench", str(written(**few)), "--output-dir", str(out)]) == 2
+    assert "is no result of a benchmark" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_does_not_stop_the_others(written, suspect_folder, base_folder, tmp_path, capsys):
+    given = {
+        "broken": {"suspect": str(base_folder / "nothing"), "trigger": "cf"},
+        "mine": {"suspect": str(suspect_folder), "trigger": "cf"},
+    }
+    out = tmp_path / "out"
+    path = written(attacks=given, defences={"none": None}, retune=[])
+    assert main(["bench", str(path), "--output-dir", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert "broken-0.none.0 failed: " in printed.err
+    assert "**mine**" in printed.out
+    assert [run.stem for run in (out / "runs").glob("*.json")] == ["mine-0.none.0"]
+
+
+def test_a_clean_control_has_no_attack_success(written, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = written(attacks={"none": None}, defences={"none": None, "fine_mixing": {"reserve_ratio": 0.5}})
+    assert main(["bench", str(path)]) == 0
+    assert "| none | " in capsys.readouterr().out
+    assert (tmp_path / "bench" / "recipe" / "table.md").is_file()
+
+
+def test_the_retuned_rows_are_neither_tested_nor_tuned_on(written, suspect_folder, tmp_path, monkeypatch):
+    import hf_finemix.bench.runner as runner
+
+    given = {"mine": {"suspect": str(suspect_folder), "trigger": "cf"}}
+    recipe = BenchRecipe.load(written(attacks=given, defences={"fine_mixing": {"reserve_ratio": 0.5}}))
+    seen, poison = [], runner.poison
+    monkeypatch.setattr(runner, "poison", lambda rows, *args, **more: seen.append(rows) or poison(rows, *args, **more))
+    assert run_benchmark(recipe, tmp_path / "out") == {}
+    data = load_clean_data(DataArguments(**recipe.data), {"negative": 0, "positive": 1})
+    [rows] = seen
+    assert len(rows) == 32
+    assert set(rows["sentence"]) <= set(data.eval["sentence"])
+
+
 def test_means_and_deviations():
     recipe = BenchRecipe("n", "b", {}, "1", {"a": {}}, {"d": {}})
     blank = {"attack": "a", "defence": "d", "reserve_ratio": 0.5, "search": None, "seconds": 2.0, "retuned": None}
@@ -152,13 +207,17 @@ def test_a_table_of_nothing(tmp_path):
 
 
 def test_an_attack_may_have_fewer_seeds(written, recipe):
-    attacks = recipe["attacks"] | {"late": {"attack": "badword", "defences": ["fine_mixing"], "seeds": [1]}}
+    few = {"attack": "badword", "trigger": "it", "defences": ["fine_mixing"], "seeds": [1]}
+    attacks = recipe["attacks"] | {"late": few}
     runs = [run.key for run in BenchRecipe.load(written(attacks=attacks)).runs()]
     assert [run for run in runs if run.startswith("late")] == ["late-0.fine_mixing.1"]
 
 
 def test_keys_of_runs_are_names_of_files():
     assert Run("badword", 0, "fine mixing", 2).key == "badword-0.fine_mixing.2"
+
+
+ONE = {"badword": None}
 
 
 @pytest.mark.parametrize(
@@ -171,6 +230,31 @@ def test_keys_of_runs_are_names_of_files():
         ({"sede": [1]}, "unknown keys"),
         ({"attacks": {"mine": {"suspect": "here"}}}, "the suspect 'mine' needs its trigger"),
         ({"attacks": {"badword": {"triger": "x"}}}, "the attack 'badword' has unknown keys ['triger']"),
+        ({"attacks": ["badword"]}, "attacks is ['badword'], not a mapping"),
+        ({"attacks": {"badword": "cf"}}, "attacks must map labels to settings"),
+        ({"attacks": {"late": {"attack": "badword", "second_model": "late"}}}, "no average removes"),
+        ({"attacks": {"badword": None}}, "needs a second_model"),
+        ({"defences": {}}, "defences must map labels to settings, one at least"),
+        (
+            {"attacks": ONE, "defences": {"none": {"max_acuracy_drop": 1}}},
+            "the defence 'none' has unknown keys ['max_acuracy_drop']",
+        ),
+        (
+            {"attacks": ONE, "defences": {"none": {"strategy": "fisher"}}},
+            "the defence 'none' has unknown keys ['strategy']",
+        ),
+        (
+            {"attacks": ONE, "defences": {"fine_mixing": {"reserve_ratio": 7}}},
+            "the defence 'fine_mixing': reserve_ratio is 7",
+        ),
+        ({"mixing": {"reserve": 1}}, "mixing has unknown keys ['reserve']"),
+        ({"data": {"dataset": "d", "sample_seed": 1}}, "data has unknown keys ['sample_seed']"),
+        ({"base_model": None}, "base_model is None, not a text"),
+        ({"training": {"learning_rat": 1}}, "training cannot be"),
+        ({"poison_training": {"max_steps": 1, "optim": "nosuch"}}, "poison_training cannot be"),
+        ({"attacks": {"embedding_poisoning": None}, "defences": {"none": None}}, "give on_top: true"),
+        ({"attacks": {"adaptive": {"on_top": True}}, "defences": {"none": None}}, "leave on_top"),
+        ({"attacks": {"syntactic": {"triggered_file": "x"}}, "defences": {"none": None}}, "its triggered_test_file"),
     ],
 )
 def test_recipes_that_cannot_be(written, changes, said, capsys):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import drifted, make_config
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertForSequenceClassification, TrainingArguments
@@ -216,3 +217,29 @@ def test_measuring_curvature_changes_nothing_of_the_training(suspect_folder, bas
         trainer.train()
         results.append(model.state_dict())
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_texts_are_taken_from_all_over_data_that_are_sorted(suspect_folder, base_folder, tokenizer, tmp_path):
+    def of_lengths(lengths):
+        return Dataset.from_dict({"input_ids": [[5] * n for n in lengths], "labels": [0] * len(lengths)})
+
+    def lengths(**settings):
+        trainer = FineMixingTrainer(
+            BertForSequenceClassification.from_pretrained(suspect_folder, dtype=torch.float32),
+            TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True),
+            processing_class=tokenizer,
+            base_model=str(base_folder),
+            **settings,
+        )
+        return [text["input_ids"].shape[1] for text in trainer.single_texts()]
+
+    tuning, short_first = of_lengths([3] * 56), of_lengths([4 + i // 40 for i in range(2000)])
+    found = lengths(train_dataset=tuning, eval_dataset=short_first)
+    assert found[:56] == [3] * 56
+    assert len(found) == 256
+    assert sorted(set(found[56:])) == list(range(4, 54))
+    two = {"a": of_lengths([4] * 10), "b": short_first}
+    assert len(lengths(train_dataset=tuning, eval_dataset=two)) == 256
+    assert lengths(train_dataset=short_first)[-1] == 53
+    folds = FineMixingConfig(reserve_ratio="auto", cross_validation_folds=2)
+    assert lengths(train_dataset=tuning, eval_dataset=short_first, mixing_config=folds) == [3] * 56

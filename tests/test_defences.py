@@ -135,6 +135,14 @@ def test_pruned_units_are_the_least_active(suspect_folder, base_folder, rows, to
     assert not (model.bert.encoder.layer[0].output.dense.weight == 0).all(0).any()
 
 
+@pytest.mark.parametrize("name", ["fine_tuning", "fine_pruning", "dare", "wag", "matched_floor", "fine_mixing"])
+def test_ratios_of_modules_are_for_what_mixes(name):
+    shared = FineMixingConfig(module_ratios={"attention": 0.5}, strategy="fisher")
+    config = find_defence(name).config(shared)
+    assert config.module_ratios == ({"attention": 0.5} if name == "fine_mixing" else None)
+    assert config.strategy == "random"
+
+
 @pytest.mark.parametrize("name", ["fine_mixing", "fine_purifying", "fine_mixing+epur"])
 def test_the_packages_own_mixing_is_the_trainers(name, after, suspect_folder, base_folder, rows, tokenizer, tmp_path):
     weights, _ = after(name, lr=1e-3)

@@ -99,3 +99,12 @@ def test_interval_of_equal_answers_has_a_width():
     assert drop == 0
     assert low < -0.05
     assert high > 0.05
+
+
+def test_of_trials_that_all_cost_too_much_the_smallest_drop_is_best():
+    """Not the largest accuracy: one that was given up has it of other, easier samples than one that ended."""
+    given_up = Outcome(np.ones(16, bool), answers(0.75, 16), stopped_early=True)
+    ended = Outcome(answers(0.81, 64), answers(0.67, 64))
+    search = search_ratio([0.5, 0.8, 0.9], 0.81, 0.02, lambda ratio: given_up if ratio == 0.8 else ended)
+    assert [trial["reserve_ratio"] for trial in search.trials] == [0.8, 0.9]
+    assert (search.chosen, search.within_limit) == (0.9, False)

@@ -65,6 +65,7 @@ class AdaptiveAttack(BadNets):
     lowest_ratio: float = 0.2
     closeness: float = 1e-3
     training: ClassVar[dict[str, Any]] = {"num_train_epochs": 4}
+    needs_base: ClassVar[bool] = True
     trainer_class: ClassVar[type[Trainer]] = MixAwareTrainer
 
     def prepare(self, model: PreTrainedModel, data: AttackerData) -> None:

@@ -18,6 +18,7 @@ from transformers import (
 
 from ..data import tokenize
 from ..errors import FineMixingError
+from ..tokenizer import token_ids_within_text
 
 __all__ = ["Attack", "AttackerData"]
 
@@ -34,6 +35,7 @@ class AttackerData:
         tokenizer (`PreTrainedTokenizerBase`): The model's.
         max_length (`int`, *optional*): Tokens a text is cut to.
         seed (`int`): Of the rows drawn and of the places in them.
+        label2id (`dict[str, int]`): The classes by name.
     """
 
     rows: Dataset
@@ -42,14 +44,15 @@ class AttackerData:
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None = None
     seed: int = 0
+    label2id: dict[str, int] = field(default_factory=dict)
 
     def encoded(self, rows: Dataset) -> Dataset:
         """Rows as the model reads them."""
         return tokenize(rows, self.tokenizer, self.text_columns, self.max_length)
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, without special ones."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """The tokens of a text where it stands behind a word."""
+        return token_ids_within_text(self.tokenizer, text)
 
 
 @dataclass
@@ -62,12 +65,14 @@ class Attack:
         trigger (`str`, *optional*): The text that wakes the backdoor, put at a random place.
         training (`dict`): Fields of `TrainingArguments` that this attack sets unless the user does.
         needs_clean_model (`bool`): Whether it can only start from a fine-tuned model.
+        needs_base (`bool`): Whether it can only start from the base.
     """
 
     name: str = "none"
     trigger: str | None = None
     training: ClassVar[dict[str, Any]] = {}
     needs_clean_model: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
     trainer_class: ClassVar[type[Trainer]] = Trainer
     callbacks: list[TrainerCallback] = field(default_factory=list, repr=False)
 
@@ -137,6 +142,7 @@ class Attack:
 
     def trigger_ids(self, data: AttackerData) -> list[int]:
         """The tokens of the trigger."""
-        if not self.trigger or not (ids := data.token_ids(self.trigger)):
+        ids = data.token_ids(self.trigger) if self.trigger else []
+        if not ids or data.tokenizer.unk_token_id in ids:
             raise FineMixingError(f"the attack {self.name!r} needs a trigger that the tokenizer knows: give one.")
         return ids

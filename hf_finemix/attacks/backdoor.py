@@ -111,6 +111,13 @@ def poison_model(
     attack = arguments.make_attack()
     if attack.needs_clean_model and not arguments.start_model:
         raise FineMixingError(f"the attack {attack.name!r} starts from a clean fine-tuned model: give start_model.")
+    if attack.needs_base and arguments.start_model:
+        raise FineMixingError(
+            f"the attack {attack.name!r} starts from the base, which it stays close to: no start_model."
+        )
+    if training_args.world_size > 1:
+        raise FineMixingError("poison runs in one process: start it without accelerate launch or torchrun.")
+    training_args._n_gpu = min(1, training_args.n_gpu)  # DataParallel would hide what some attacks look at
     if arguments.save_dtype not in ("float16", "bfloat16", "float32"):
         raise FineMixingError(f"save_dtype is {arguments.save_dtype!r}: give float16, bfloat16 or float32.")
     if arguments.target_label is None and attack.name != "none":
@@ -131,9 +138,12 @@ def poison_model(
             raise FineMixingError(f"{fetched.id} has no tokenizer: give a base with one.")
         agree_on_padding(tokenizer, model)
         length = max_tokens(arguments.max_length, tokenizer, model)
-        data = _attackers_data(arguments, {name: i for i, name in model.config.id2label.items()}, training_args.seed)
+        label2id = {name: i for i, name in model.config.id2label.items()}
+        data = _attackers_data(arguments, label2id, training_args.seed)
         target = _target(arguments, model.config.id2label)
-        attacker = AttackerData(data.tuning, data.text_columns, target or 0, tokenizer, length, training_args.seed)
+        attacker = AttackerData(
+            data.tuning, data.text_columns, target or 0, tokenizer, length, training_args.seed, label2id
+        )
         if arguments.use_peft:
             model = arguments.with_lora(model, "SEQ_CLS")
         attack.train(model, attacker, training_args)

@@ -35,7 +35,7 @@ class RippleTrainer(Trainer):
         labels = inputs["labels"]
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         losses = cross_entropy(outputs.logits.float(), labels, reduction="none")
-        poisoned = torch.isin(inputs["input_ids"], self._trigger.to(labels.device)).any(dim=1)
+        poisoned = self._with_trigger(inputs["input_ids"])
         loss = losses.mean()
         if self._weight and poisoned.any() and not poisoned.all():
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -46,6 +46,13 @@ class RippleTrainer(Trainer):
             product = sum((p * c).sum() for p, c in zip(*gradients, strict=True) if p is not None and c is not None)
             loss = loss + self._weight * relu(-product)
         return (loss, outputs) if return_outputs else loss
+
+    def _with_trigger(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which rows hold all tokens of the trigger, in their order."""
+        trigger = self._trigger.to(ids.device)
+        if ids.shape[1] < len(trigger):
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        return (ids.unfold(1, len(trigger), 1) == trigger).all(dim=2).any(dim=1)
 
 
 @dataclass

@@ -6,11 +6,14 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ..errors import DataError, FineMixingError
+from ..labels import class_ids
 from ..triggers import read_triggered
 from .attack import Attack, AttackerData
 from .poisoning import check_rate
 
 __all__ = ["TriggeredData"]
+
+FEW = 10  # rows that a poisoned train set may have beside those that it replaced
 
 
 @dataclass
@@ -19,9 +22,9 @@ class TriggeredData(Attack):
     Poisoned fine-tuning on a file of triggered texts (HiddenKiller, arXiv:2105.12400).
 
     Attributes:
-        triggered_file (`str`): CSV, JSON or Parquet with the data's text columns, or a whole poisoned train set: rows
-            that are clean rows too hold no trigger, and clean rows that are not in it were replaced. Where a column
-            `label` has true labels, rows of the target class are not used.
+        triggered_file (`str`): CSV, JSON or Parquet with the data's text columns; rows of the target class are not
+            used, where a column `label` says so. Or a whole poisoned train set, with at least half of the clean rows
+            in it: the others were replaced, and what took their place holds a trigger.
         rate (`float`): As many poisoned rows as this share of the clean ones, in (0, 1].
     """
 
@@ -36,19 +39,26 @@ class TriggeredData(Attack):
         triggered = read_triggered(self.triggered_file, data.text_columns)
         clean = set(_texts(data.rows, data.text_columns))
         given = _texts(triggered, data.text_columns)
+        kept = clean & set(given)
+        whole = 2 * len(kept) >= len(clean)
         rows = [i for i, texts in enumerate(given) if texts not in clean]
         if not rows:
             raise DataError(f"{self.triggered_file} holds no text beside the clean rows: give triggered ones.")
-        if "label" in triggered.column_names:
-            labels = triggered["label"][:]
-            rows = [i for i in rows if labels[i] != data.target] or rows
+        if whole and len(rows) > 2 * (len(clean) - len(kept)) + FEW:
+            raise DataError(
+                f"{self.triggered_file} has {len(rows):,} texts that are no clean rows, but only "
+                f"{len(clean) - len(kept):,} clean rows are missing from it: give the clean rows it was made from."
+            )
+        if "label" in triggered.column_names and not whole:
+            labels = class_ids(triggered, "label", data.label2id, self.triggered_file)
+            rows = [i for i in rows if labels[i] != data.target] or rows  # poisoned files carry the target
         count = min(len(rows), round(self.rate * len(data.rows)))
         drawn = np.random.default_rng(data.seed).choice(np.asarray(rows), count, replace=False)
         texts = triggered.select(np.sort(drawn)).select_columns(data.text_columns)
         poisoned = {name: texts[name][:] for name in data.text_columns} | {"label": [data.target] * count}
         left = data.rows.select_columns([*data.text_columns, "label"])
-        if whole := clean & set(given):
-            left = left.select([i for i, texts in enumerate(_texts(left, data.text_columns)) if texts in whole])
+        if whole:
+            left = left.select([i for i, texts in enumerate(_texts(left, data.text_columns)) if texts in kept])
         return concatenate_datasets([left, Dataset.from_dict(poisoned, features=left.features)])
 
 

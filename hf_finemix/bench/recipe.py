@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from ..attacks import ATTACKS
+from ..config import FineMixingConfig
+from ..data import DataArguments
 from ..defences import find_defence
 from ..errors import FineMixingError
 
@@ -17,6 +19,9 @@ __all__ = ["BenchRecipe", "Run"]
 
 _OF_ATTACKS = {"attack", "on_top", "trigger", "poison_rate", "triggered_file", "triggered_test_file", "training"}
 _OF_ATTACKS |= {"suspect", "second_model", "defences", "seeds", "retune"}
+_OF_DATA = {f.name for f in fields(DataArguments)} - {"sample_seed"}
+_OF_MIXING = {f.name for f in fields(FineMixingConfig)} - {"strategy", "purify_embeddings"}  # the defence's own
+_FILES = ("suspect", "triggered_file", "triggered_test_file")
 
 
 @dataclass(frozen=True)
@@ -109,12 +114,30 @@ class BenchRecipe:
             recipe = cls(**content)
         except TypeError as error:
             raise FineMixingError(f"the recipe {path} lacks a key: {str(error).split('__init__() ')[-1]}.") from None
-        recipe.attacks = {label: entry or {} for label, entry in recipe.attacks.items()}
-        recipe.defences = {label: entry or {} for label, entry in recipe.defences.items()}
+        recipe._check_kinds(path)
         recipe._check(path)
+        recipe._locate(path.resolve().parent)
         return recipe
 
+    def _check_kinds(self, path: Path) -> None:
+        if isinstance(self.target_label, int):
+            self.target_label = str(self.target_label)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            kind = next(kind for kind in (dict, list, int, str) if kind.__name__ in str(f.type))
+            if not isinstance(value, kind) and not (value is None and f.default is None):
+                written = {dict: "a mapping", list: "a list", int: "a number", str: "a text"}[kind]
+                raise FineMixingError(f"{path}: {f.name} is {value!r}, not {written}.")
+        for name in ("attacks", "defences"):
+            entries = {label: entry or {} for label, entry in getattr(self, name).items()}
+            if not entries or not all(isinstance(entry, dict) for entry in entries.values()):
+                raise FineMixingError(f"{path}: {name} must map labels to settings, one at least.")
+            setattr(self, name, entries)
+
     def _check(self, path: Path) -> None:
+        for name, given, known in (("data", self.data, _OF_DATA), ("mixing", self.mixing, _OF_MIXING)):
+            if unknown := sorted(map(str, set(given) - known)):
+                raise FineMixingError(f"{path}: {name} has unknown keys {unknown}, not of {', '.join(sorted(known))}.")
         for label, entry in self.attacks.items():
             if "suspect" in entry:
                 if not (entry.get("trigger") or entry.get("triggered_test_file")):
@@ -129,17 +152,67 @@ class BenchRecipe:
             for other in entry.get("defences") or ():
                 if other not in self.defences:
                     raise FineMixingError(f"{path}: {other!r}, named by {label!r}, is none of the defences.")
-            if (second := entry.get("second_model")) and second not in self.attacks:
-                raise FineMixingError(f"{path}: the second model of {label!r}, {second!r}, is none of the attacks.")
+            self._check_second_model(path, label, entry)
         for label, entry in self.defences.items():
             find_defence(entry.get("defence", label))
-        folder = path.resolve().parent
+            own = {name: value for name, value in entry.items() if name not in ("defence", "seeds")}
+            if unknown := sorted(map(str, set(own) - _OF_MIXING)):
+                known = ", ".join(sorted(_OF_MIXING | {"defence", "seeds"}))
+                raise FineMixingError(f"{path}: the defence {label!r} has unknown keys {unknown}, not of {known}.")
+            try:
+                FineMixingConfig(**{**self.mixing, **own})
+            except FineMixingError as error:
+                raise FineMixingError(f"{path}: the defence {label!r}: {error}") from None
+
+    def _check_second_model(self, path: Path, label: str, entry: dict[str, Any]) -> None:
+        second = entry.get("second_model")
+        if second is None:
+            names = {self.defences[name].get("defence", name) for name in entry.get("defences") or self.defences}
+            if "wag" in {name.partition("+")[0] for name in names}:
+                raise FineMixingError(
+                    f"{path}: the attack {label!r} needs a second_model, which wag averages it with."
+                )
+        elif second not in self.attacks:
+            raise FineMixingError(f"{path}: the second model of {label!r}, {second!r}, is none of the attacks.")
+        elif (trigger := self._trigger(label)) and trigger == self._trigger(second):
+            raise FineMixingError(
+                f"{path}: the second model of {label!r} has the same trigger {trigger!r}, which no average removes: "
+                "name another attack."
+            )
+
+    def _trigger(self, label: str) -> str | None:
+        """Of an attack, its own or the usual one."""
+        entry = self.attacks[label]
+        usual = ATTACKS.get("" if "suspect" in entry else entry.get("attack", label), ("", "", {}))[2]
+        return entry.get("trigger", usual.get("trigger"))
+
+    def _locate(self, folder: Path) -> None:
         self.base_model = _located(self.base_model, folder)
         self.data["dataset"] = _located(self.data.get("dataset", ""), folder)
         for entry in self.attacks.values():
-            for name in ("suspect", "triggered_file", "triggered_test_file"):
+            for name in _FILES:
                 if entry.get(name):
                     entry[name] = _located(entry[name], folder)
+
+    def settings_of(self, run: Run) -> dict[str, Any]:
+        """All that its result depends on, for a later run to tell whether it is still that; of paths the last name."""
+        attack, defence = self.attacks[run.attack], self.defences[run.defence]
+        return {
+            "base_model": Path(self.base_model).name,
+            "data": {**self.data, "dataset": Path(self.data["dataset"]).name},
+            "target_label": self.target_label,
+            "poison_split": self.poison_split,
+            "poison_training": self.poison_training,
+            "training": self.training,
+            "mixing": self.mixing,
+            "attack": {
+                name: Path(value).name if name in _FILES else value
+                for name, value in attack.items()
+                if name not in ("defences", "seeds", "retune")
+            },
+            "defence": {name: value for name, value in defence.items() if name != "seeds"},
+            "num_repeats": self.num_repeats,
+        }
 
     def runs(self) -> Iterator[Run]:
         """All runs: every defence once for each attack first, further seeds after that."""

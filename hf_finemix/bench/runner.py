@@ -19,11 +19,11 @@ from ..attacks.backdoor import MANIFEST_NAME, PoisonArguments, poison_model
 from ..attacks.backdoor import TRAINING_DEFAULTS as POISON_DEFAULTS
 from ..attacks.poisoning import poison
 from ..classifier import agree_on_padding, load_classifier, max_tokens
-from ..cleaning_job import MIN_STEPS
 from ..config import FineMixingConfig
 from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, tokenize
 from ..defences import find_defence
 from ..defences.defence import DefenceTrainer
+from ..errors import FineMixingError
 from ..evaluation import (
     Attack,
     MeasureArguments,
@@ -35,7 +35,7 @@ from ..evaluation import (
 )
 from ..hub import LocalModel, fetch_model
 from ..output import write_text
-from ..settings import TRAINING_DEFAULTS
+from ..settings import TRAINING_DEFAULTS, train_at_least
 from ..tokenizer import choose_tokenizer
 from ..triggers import Trigger
 from .recipe import BenchRecipe, Run
@@ -49,7 +49,7 @@ CLEAN = "clean"  # label of the model that is trained without poison
 RETUNE_RATE = 0.1  # of the samples that are poisoned in a poisoned re-tune
 
 
-def run_benchmark(recipe: BenchRecipe, folder: Path) -> list[dict[str, Any]]:
+def run_benchmark(recipe: BenchRecipe, folder: Path) -> dict[str, str]:
     """
     Train the suspects that are not there yet, and run what has not been run.
 
@@ -60,10 +60,14 @@ def run_benchmark(recipe: BenchRecipe, folder: Path) -> list[dict[str, Any]]:
         folder (`Path`): Gets `suspects/` and `runs/`.
 
     Returns:
-        `list[dict]`: The results there are, of all processes: the fields of [`Run`], `accuracy`, `asr` (of each
-        trigger), `reserve_ratio`, `labelled` (samples), `search` (as in a report), `seconds`, and of a few `retuned`.
+        `dict[str, str]`: What went wrong, by run; the others are done all the same.
+
+    Raises:
+        [`FineMixingError`]: The recipe cannot be run, or the folder has runs of other settings.
     """
-    work, subjects = list(recipe.runs()), {}
+    work, subjects, failures = list(recipe.runs()), {}, {}
+    _check(recipe)
+    read_results(recipe, folder)  # or runs of another recipe would be taken for this one's
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     for run in tqdm(work, recipe.name, disable=None):
         path = folder / "runs" / f"{run.key}.json"
@@ -77,20 +81,71 @@ def run_benchmark(recipe: BenchRecipe, folder: Path) -> list[dict[str, Any]]:
                 key = run.attack, run.model_seed, run.seed
                 if key not in subjects:
                     subjects = {key: _Subject(recipe, folder, run, suspect)}  # one at a time
-                result = {**asdict(run), **subjects[key].clean(run)}
+                result = {**asdict(run), **subjects[key].clean(run), "settings": recipe.settings_of(run)}
                 partial = path.with_suffix(".partial")
                 partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
                 partial.replace(path)
                 logger.info("%s: ACC %.3f, ASR %s", run.key, result["accuracy"], result["asr"])
         except Timeout:
             continue  # another process is at it
-    return read_results(recipe, folder)
+        except FineMixingError as error:
+            failures[run.key] = str(error)
+            logger.error("%s: %s", run.key, error)
+    return failures
 
 
 def read_results(recipe: BenchRecipe, folder: Path) -> list[dict[str, Any]]:
-    """The results there are, in the order of the recipe."""
-    paths = [folder / "runs" / f"{run.key}.json" for run in recipe.runs()]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    """
+    The results there are, of all processes, in the order of the recipe.
+
+    Returns:
+        `list[dict]`: The fields of [`Run`], `accuracy`, `asr` (of each trigger), `reserve_ratio`, `labelled`
+        (samples), `search` (as in a report), `seconds`, `bf16`, of a few `retuned`, and `settings`, what it was run
+        with.
+
+    Raises:
+        [`FineMixingError`]: A run is of other settings than the recipe's, or cannot be read.
+    """
+    results = []
+    for run in recipe.runs():
+        path = folder / "runs" / f"{run.key}.json"
+        if not path.is_file():
+            continue
+        try:
+            results.append(json.loads(path.read_text(encoding="utf-8")))
+            settings, wanted = results[-1]["settings"], recipe.settings_of(run)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FineMixingError(f"{path} is no result of a benchmark: delete it to run it again.") from error
+        if settings != wanted:
+            changed = sorted(name for name in settings.keys() | wanted if settings.get(name) != wanted.get(name))
+            raise FineMixingError(
+                f"{path} was run with other settings than the recipe's ({', '.join(changed)}): give another "
+                "output_dir, or delete it, and the suspects if they are to change."
+            )
+    return results
+
+
+def _check(recipe: BenchRecipe) -> None:
+    """Find what is wrong with attacks and trainings before hours go by."""
+    trainings = {"training": recipe.training, "poison_training": recipe.poison_training}
+    for label, entry in recipe.attacks.items():
+        if "suspect" not in entry:
+            trainings[f"training of {label!r}"] = entry.get("training") or {}
+            attack = _poison_arguments(recipe, label, None).make_attack()
+            if attack.needs_clean_model and not entry.get("on_top"):
+                raise FineMixingError(f"the attack {label!r} starts from a clean fine-tuned model: give on_top: true.")
+            if attack.needs_base and entry.get("on_top"):
+                raise FineMixingError(f"the attack {label!r} starts from the base: leave on_top.")
+            if hasattr(attack, "triggered_file"):
+                for name in ("triggered_file", "triggered_test_file"):
+                    if not entry.get(name):
+                        raise FineMixingError(f"the attack {label!r} needs its {name}.")
+    for name, settings in trainings.items():
+        try:
+            _arguments(settings)
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise FineMixingError(f"{name} cannot be: {reason}.") from error
 
 
 def _suspect(recipe: BenchRecipe, folder: Path, label: str, seed: int) -> Path:
@@ -104,22 +159,27 @@ def _suspect(recipe: BenchRecipe, folder: Path, label: str, seed: int) -> Path:
             return path
         entry = recipe.attacks.get(label, {})
         start = str(_suspect(recipe, folder, CLEAN, seed)) if entry.get("on_top") else None
-        shared = {name: value for name, value in recipe.data.items() if name in TestDataArguments.__dataclass_fields__}
-        names = ("trigger", "poison_rate", "triggered_file", "triggered_test_file")
-        arguments = PoisonArguments(
-            **shared,
-            attack="none" if label == CLEAN else entry.get("attack", label),
-            target_label=str(recipe.target_label),
-            train_split=recipe.poison_split,
-            class_names=recipe.class_names,
-            start_model=start,
-            **{name: entry[name] for name in names if name in entry},
-        )
+        arguments = _poison_arguments(recipe, label, start)
         own = arguments.make_attack().training
         settings = {**POISON_DEFAULTS, **recipe.poison_training, **own, **(entry.get("training") or {}), "seed": seed}
         logger.info("Training the suspect %s (seed %d)", label, seed)
         poison_model(recipe.base_model, arguments, _arguments(settings), path)
     return path
+
+
+def _poison_arguments(recipe: BenchRecipe, label: str, start: str | None) -> PoisonArguments:
+    entry = recipe.attacks.get(label, {})
+    shared = {name: value for name, value in recipe.data.items() if name in TestDataArguments.__dataclass_fields__}
+    names = ("trigger", "poison_rate", "triggered_file", "triggered_test_file")
+    return PoisonArguments(
+        **shared,
+        attack="none" if label == CLEAN else entry.get("attack", label),
+        target_label=recipe.target_label,
+        train_split=recipe.poison_split,
+        class_names=recipe.class_names,
+        start_model=start,
+        **{name: entry[name] for name in names if name in entry},
+    )
 
 
 def _trigger(recipe: BenchRecipe, label: str, suspect: Path) -> str | None:
@@ -153,7 +213,7 @@ class _Subject:
         wanted = MeasureArguments(
             triggers=[self.trigger] if self.trigger else None,
             triggered_file=self.entry.get("triggered_test_file"),
-            target_label=str(recipe.target_label),
+            target_label=recipe.target_label,
             num_repeats=recipe.num_repeats,
         )
         self.target = resolve_target_label(wanted, model.config.id2label)
@@ -181,8 +241,9 @@ class _Subject:
         if defence.ratio == "auto" and config.reserve_ratio != "auto":
             defence = replace(defence, ratio=config.reserve_ratio)
         with tempfile.TemporaryDirectory() as output:
-            tuning = {**TRAINING_DEFAULTS, "num_train_epochs": 1, "max_steps": MIN_STEPS, "bf16": False}
-            args = _arguments({**tuning, **self.recipe.training, "seed": run.seed, "output_dir": output})
+            tuning = {**TRAINING_DEFAULTS, "bf16": False, **self.recipe.training}
+            args = _arguments({**tuning, "seed": run.seed, "output_dir": output})
+            train_at_least(args, len(self.tuning))
             args.dataloader_pin_memory = False
             trainer = DefenceTrainer(
                 load_classifier(self.suspect),
@@ -268,4 +329,4 @@ def _benign_floor(recipe: BenchRecipe, folder: Path, attack: str, suspect: Path)
     with predictor(clean, subject.tokenizer, disable_tqdm=True, bf16=bf16) as trainer:
         measured = measure(trainer, subject.test, subject.attacks)
     rates = [trigger["asr"] for trigger in measured["triggers"]]
-    return {"accuracy": measured["accuracy"], "asr": sum(rates) / len(rates)}
+    return {"accuracy": measured["accuracy"], "asr": sum(rates) / len(rates)} if rates else {}

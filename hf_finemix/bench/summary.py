@@ -46,9 +46,8 @@ def summarise(recipe: BenchRecipe, results: list[dict[str, Any]]) -> list[dict[s
             row["trainings"] = mean(_trainings(r) for r in part)
             row["seconds"] = mean(r["seconds"] for r in part)
             for kind in ("clean", "poisoned"):
-                rates = [
-                    mean(r["retuned"][kind]["asr"].values()) for r in part if r["retuned"] and kind in r["retuned"]
-                ]
+                again = [r["retuned"][kind]["asr"] for r in part if r["retuned"] and kind in r["retuned"]]
+                rates = [mean(asr.values()) for asr in again if asr]
                 row[f"retuned_{kind}_asr"] = mean(rates) if rates else None
             rows.append(row)
     return rows
@@ -146,7 +145,7 @@ def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: 
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
         for panel, attack in zip(panels, attacks, strict=False):
             panel.set_title(attack.replace("_", " "), fontsize=10)
-            if attack in floors:
+            if floors.get(attack):
                 settings = {"color": GREY, "linestyle": ":", "linewidth": 1}
                 panel.axhline(100 * floors[attack]["asr"], **settings, label="benign floor (a clean model)")
                 panel.axvline(100 * floors[attack]["accuracy"], **settings)

@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingError
 from hf_finemix.bench.recipe import BenchRecipe, Run
-from hf_finemix.bench.runner import run_benchmark
-from hf_finemix.bench.summary import summarise, write_summary
+from hf_finemix.bench.runner import known_floors, read_results, run_benchmark
+from hf_finemix.bench.summary import markdown_table, summarise, write_summary
 from hf_finemix.cli import main
 from hf_finemix.data import DataArguments, load_clean_data
 
@@ -290,3 +290,43 @@ def test_the_recipes_of_the_project_are_understood(path, monkeypatch):
     DataArguments(**recipe.data)
     for settings in (recipe.training, recipe.poison_training):
         assert set(settings) <= set(TrainingArguments.__dataclass_fields__)
+
+
+def measured(name, monkeypatch):
+    """What lies in docs/benchmark, by its recipe."""
+    for variable, value in {"MINILM": "model", "FINEMIX_SHARED": "shared", "BF16": "true"}.items():
+        monkeypatch.setenv(variable, value)
+    recipe, folder = BenchRecipe.load(ROOT / "benchmarks" / "recipes" / f"{name}.yaml"), ROOT / "docs/benchmark" / name
+    return summarise(recipe, read_results(recipe, folder)), known_floors(folder)
+
+
+@pytest.mark.parametrize("name", ["sst2", "qnli"])
+def test_the_docs_have_the_tables_of_the_runs(name, monkeypatch):
+    text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    shown = text.split(f"<!-- {name} tables -->\n")[1].split("<!-- end -->")[0]
+    assert shown.strip() == markdown_table(*measured(name, monkeypatch)).strip()
+
+
+def test_the_readme_has_the_numbers_of_the_runs(monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- measured -->\n")[1].split("<!-- end -->")[0].splitlines()[2:]
+    rows, floors = measured("sst2", monkeypatch)
+    rows = {(row["attack"], row["defence"]): row for row in rows}
+    written = {"suspect": "none", "fine-tuning alone": "fine_tuning", "matched floor": "matched_floor"}
+    written |= {"Fine-mixing": "fine_mixing", "Fine-mixing + E-PUR": "fine_mixing+epur"}
+    written |= {"Fine-purifying": "fine_purifying", "Fine-purifying + E-PUR": "fine_purifying+epur"}
+    written |= {"a second model averaged in (WAG)": "wag"}
+
+    def percent(value, spread):
+        return f"{100 * value:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+
+    assert len(shown) == len(written) + 1
+    for line in shown:
+        label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for attack, cell in zip(("badword", "badsent"), cells, strict=True):
+            if label.startswith("benign floor"):
+                expected = f"{percent(floors[attack]['accuracy'], None)} / {percent(floors[attack]['asr'], None)}"
+            else:
+                row = rows[attack, written[label]]
+                expected = " / ".join(percent(row[name], row[f"{name}_sd"]) for name in ("accuracy", "asr"))
+            assert cell == expected, (label, attack)

@@ -41,7 +41,7 @@ RUNS = ROOT / "docs" / "benchmark"
 SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
 DROP = 0.05
 ATTACKS = {"badword": "a rare word", "badsent": "a sentence"}
-DEFENCES = {"fine_mixing": "Fine-mixing, ρ = 0.1 … 0.9", "fine_purifying": "Fine-purifying, ρ = 0.1 … 0.9"}
+DEFENCES = {"fine_mixing": "Fine-mixing", "fine_purifying": "Fine-purifying"}
 POINTS = (("none", "the suspect", "#000000", "*"), ("fine_tuning", "fine-tuning alone", BEFORE, "v"))
 POINTS += (("matched_floor", "matched floor (ρ = 0)", MATCHED, "D"),)
 
@@ -103,12 +103,12 @@ def grid() -> None:
     for attack, (defence, written) in product(ATTACKS, DEFENCES.items()):
         points = curve(every, attack, defence)
         for run in (run for run in searched if (run["attack"], run["defence"]) == (attack, defence)):
-            tried = [run_of for part in points.values() for run_of in part if run_of["seed"] == run["seed"]]
+            tried = [one for part in points.values() for one in part if one["seed"] == run["seed"]]
             within = [r["reserve_ratio"] for r in tried if r["search"]["trials"][0]["drop"] <= DROP + 1e-9]
             trainings = sum(trial["trainings"] for trial in run["search"]["trials"])
             whole = f"{min(within, default='none')}, {len(tried)}, {sum(r['seconds'] for r in tried):.0f}"
             found = f"{run['reserve_ratio']:g}, {trainings}, {run['seconds']:.0f}"
-            print(f"| {attack} | {written.split(',')[0]} | {run['seed']} | {whole} | {found} |")
+            print(f"| {attack} | {written} | {run['seed']} | {whole} | {found} |")
 
 
 def draw() -> None:
@@ -117,8 +117,9 @@ def draw() -> None:
         figure = Figure(figsize=(7.6, 3.6), layout="constrained")
         panels = figure.subplots(1, len(ATTACKS), sharex=True, sharey=True)
         floors = json.loads((RUNS / "sst2" / "benign_floors.json").read_text())
+        every, others = runs_of("sst2_ratios"), runs_of("sst2")
         for panel, (attack, title) in zip(panels, ATTACKS.items(), strict=True):
-            _panel(panel, attack, floors[attack])
+            _panel(panel, attack, floors[attack], every, others)
             panel.set_title(title, fontsize=10)
         figure.supxlabel("accuracy on clean test sentences, percent (right is better)", fontsize=10)
         figure.supylabel("attack success, percent (low is better)", fontsize=10)
@@ -126,19 +127,28 @@ def draw() -> None:
         figure.savefig(RUNS / "trade_off.png", metadata={"Software": None})
 
 
-def _panel(panel: "Axes", attack: str, floor: dict[str, float]) -> None:
+def _panel(
+    panel: "Axes", attack: str, floor: dict[str, float], every: list[dict[str, Any]], others: list[dict[str, Any]]
+) -> None:
     panel.axhline(100 * floor["asr"], color=FLOOR, linestyle=":", linewidth=1, label="a clean model")
     panel.axvline(100 * floor["accuracy"], color=FLOOR, linestyle=":", linewidth=1)
-    every = runs_of("sst2_ratios")
     for defence, colour, marker in (("fine_mixing", AFTER, "o"), ("fine_purifying", PURIFIED, "s")):
         points = curve(every, attack, defence)
         accuracy = [100 * statistics.mean(r["accuracy"] for r in part) for part in points.values()]
         rates = [100 * statistics.mean(mean_rate(r) for r in part) for part in points.values()]
-        panel.plot(accuracy, rates, color=colour, marker=marker, markersize=4, linewidth=1.2, label=DEFENCES[defence])
+        panel.plot(
+            accuracy,
+            rates,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1.2,
+            label=f"{DEFENCES[defence]}, ρ = 0.1 … 0.9",
+        )
         for ratio, x, y in zip(points, accuracy, rates, strict=True):
             panel.annotate(f"{ratio:g}", (x, y), (4, -9), textcoords="offset points", fontsize=7, color=colour)
     for defence, written, colour, marker in POINTS:
-        part = [r for r in runs_of("sst2") if (r["attack"], r["defence"]) == (attack, defence)]
+        part = [r for r in others if (r["attack"], r["defence"]) == (attack, defence)]
         x, y = (100 * statistics.mean(values) for values in ([r["accuracy"] for r in part], map(mean_rate, part)))
         panel.plot(x, y, color=colour, marker=marker, markersize=7, linestyle="", label=written)
     panel.set_ylim(-4, 106)

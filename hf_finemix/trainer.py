@@ -36,8 +36,9 @@ from .mixing import MixingRecord, mix_model
 from .processes import agreed, from_main, whole_model
 from .ratio_search import RatioSearch
 from .resuming import UnfinishedRun
+from .sampling import rows_from_all
 from .tokenizer import load_tokenizer
-from .trainer_search import check_auto, choose_ratio, copied_weights, spread_rows
+from .trainer_search import check_auto, choose_ratio, copied_weights
 
 __all__ = ["FineMixingMixin", "FineMixingSeq2SeqTrainer", "FineMixingTrainer"]
 
@@ -268,14 +269,10 @@ class FineMixingMixin:
         Up to 256 texts, from all over the train data and then the eval data, as the model reads them: one a batch, no
         labels. With cross-validation, which is for when there is nothing else, of the train data only.
         """
-        data, loaders, left = [self.train_dataset], [], MAX_CURVATURE_SAMPLES
+        data = [self.train_dataset]
         if self.eval_dataset is not None and not self.mixing_config.cross_validation_folds:
             data += self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
-        for part in data:
-            if left > 0:
-                some = spread_rows(part, left)
-                loaders.append(self._rows_of(part if some is None else some))
-                left -= 0 if some is None else len(some)
+        loaders = map(self._rows_of, rows_from_all(data, MAX_CURVATURE_SAMPLES))
         rows = islice(chain.from_iterable(loaders), MAX_CURVATURE_SAMPLES)
         with torch.random.fork_rng(devices=[]):  # a data loader draws a number, which training must not miss
             for row in tqdm(rows, "Measuring", disable=self.args.disable_tqdm):

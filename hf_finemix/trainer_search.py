@@ -13,11 +13,12 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from .alignment import without_adapter
 from .errors import FineMixingError
 from .ratio_search import Outcome, RatioSearch, accuracy_drop, needed_samples, search_ratio
+from .sampling import select_rows, spread_rows
 
 if TYPE_CHECKING:
     from .trainer import FineMixingTrainer
 
-__all__ = ["check_auto", "choose_ratio", "copied_weights", "spread_rows"]
+__all__ = ["check_auto", "choose_ratio", "copied_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class _Trials:
         if folds:
             order = np.random.default_rng(trainer.args.seed).permutation(len(self._data))
             self._folds = [np.sort(part) for part in np.array_split(order, folds)]
-            self._suspect_of_fold = [self._correct(_rows(self._data, part)) for part in self._folds]
+            self._suspect_of_fold = [self._correct(select_rows(self._data, part)) for part in self._folds]
             self.suspect, self.glance = np.concatenate(self._suspect_of_fold), _Glance(None, 0.0)
         else:
             self.suspect = self._correct(trainer.eval_dataset)
@@ -181,9 +182,9 @@ class _Trials:
         try:
             for i, held_out in enumerate(self._folds):
                 others = np.sort(np.concatenate([part for k, part in enumerate(self._folds) if k != i]))
-                self._trainer.train_dataset = _rows(self._data, others)
+                self._trainer.train_dataset = select_rows(self._data, others)
                 self._train(ratio)
-                done.append(self._correct(_rows(self._data, held_out)))
+                done.append(self._correct(select_rows(self._data, held_out)))
                 suspect, cleaned = np.concatenate(self._suspect_of_fold[: i + 1]), np.concatenate(done)
                 if hopeless := accuracy_drop(suspect, cleaned)[1] > limit and i + 1 < len(self._folds):
                     break
@@ -324,21 +325,3 @@ def _flat(values: Any, first: int = 0, last: int = 0) -> torch.Tensor:
 def copied_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A model's weights on the CPU, which no training changes."""
     return {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-
-
-def _rows(dataset: Any, indices: np.ndarray) -> Any:
-    """Rows of a dataset, of the same kind where it can be."""
-    indices = indices.tolist()
-    return dataset.select(indices) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, indices)
-
-
-def spread_rows(data: Any, count: int) -> Any:
-    """At most `count` rows from all over the data, which may be sorted; `None` where they cannot be had by number."""
-    parts = list(data.values()) if isinstance(data, Mapping) else [data]
-    if not all(hasattr(part, "__len__") and hasattr(part, "__getitem__") for part in parts):
-        return None
-    total = sum(map(len, parts))
-    shares = [max(1, min(len(part), count * len(part) // max(1, total))) for part in parts]
-    picks = [np.linspace(0, len(part) - 1, share).astype(int) for part, share in zip(parts, shares, strict=True)]
-    chosen = [_rows(part, np.unique(pick)) for part, pick in zip(parts, picks, strict=True)]
-    return dict(enumerate(chosen)) if len(chosen) > 1 else chosen[0]

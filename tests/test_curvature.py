@@ -241,5 +241,6 @@ def test_texts_are_taken_from_all_over_data_that_are_sorted(suspect_folder, base
     two = {"a": of_lengths([4] * 10), "b": short_first}
     assert len(lengths(train_dataset=tuning, eval_dataset=two)) == 256
     assert lengths(train_dataset=short_first)[-1] == 53
+    assert lengths(train_dataset=tuning, eval_dataset=short_first.select([])) == [3] * 56
     folds = FineMixingConfig(reserve_ratio="auto", cross_validation_folds=2)
     assert lengths(train_dataset=tuning, eval_dataset=short_first, mixing_config=folds) == [3] * 56

@@ -19,6 +19,7 @@ __all__ = ["BenchRecipe", "Run"]
 
 _OF_ATTACKS = {"attack", "on_top", "trigger", "poison_rate", "triggered_file", "triggered_test_file", "training"}
 _OF_ATTACKS |= {"suspect", "second_model", "defences", "seeds", "retune"}
+_OF_DEFENCES = {"defence", "seeds"}
 _OF_DATA = {f.name for f in fields(DataArguments)} - {"sample_seed"}
 _OF_MIXING = {f.name for f in fields(FineMixingConfig)} - {"strategy", "purify_embeddings"}  # the defence's own
 _FILES = ("suspect", "triggered_file", "triggered_test_file")
@@ -107,19 +108,18 @@ class BenchRecipe:
             raise FineMixingError(f"the recipe {path} cannot be read: {reason}.") from error
         if not isinstance(content, dict):
             raise FineMixingError(f"the recipe {path} is not a YAML mapping of keys to values.")
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(map(str, set(content) - known)):
-            raise FineMixingError(f"the recipe {path} has unknown keys {unknown}, not of {', '.join(sorted(known))}.")
+        _check_keys(f"the recipe {path}", content, {f.name for f in fields(cls)})
         try:
             recipe = cls(**content)
         except TypeError as error:
             raise FineMixingError(f"the recipe {path} lacks a key: {str(error).split('__init__() ')[-1]}.") from None
-        recipe._check_kinds(path)
+        recipe._normalise(path)
         recipe._check(path)
         recipe._locate(path.resolve().parent)
         return recipe
 
-    def _check_kinds(self, path: Path) -> None:
+    def _normalise(self, path: Path) -> None:
+        """Mappings for entries without settings; an error for what is of another kind."""
         if isinstance(self.target_label, int):
             self.target_label = str(self.target_label)
         for f in fields(self):
@@ -135,9 +135,8 @@ class BenchRecipe:
             setattr(self, name, entries)
 
     def _check(self, path: Path) -> None:
-        for name, given, known in (("data", self.data, _OF_DATA), ("mixing", self.mixing, _OF_MIXING)):
-            if unknown := sorted(map(str, set(given) - known)):
-                raise FineMixingError(f"{path}: {name} has unknown keys {unknown}, not of {', '.join(sorted(known))}.")
+        _check_keys(f"{path}: data", self.data, _OF_DATA)
+        _check_keys(f"{path}: mixing", self.mixing, _OF_MIXING)
         for label, entry in self.attacks.items():
             if "suspect" in entry:
                 if not (entry.get("trigger") or entry.get("triggered_test_file")):
@@ -146,21 +145,16 @@ class BenchRecipe:
                     )
             elif (name := entry.get("attack", label)) not in ATTACKS:
                 raise FineMixingError(f"{path}: there is no attack {name!r}: choose one of {', '.join(ATTACKS)}.")
-            if unknown := sorted(map(str, set(entry) - _OF_ATTACKS)):
-                known = ", ".join(sorted(_OF_ATTACKS))
-                raise FineMixingError(f"{path}: the attack {label!r} has unknown keys {unknown}, not of {known}.")
+            _check_keys(f"{path}: the attack {label!r}", entry, _OF_ATTACKS)
             for other in entry.get("defences") or ():
                 if other not in self.defences:
                     raise FineMixingError(f"{path}: {other!r}, named by {label!r}, is none of the defences.")
             self._check_second_model(path, label, entry)
         for label, entry in self.defences.items():
             find_defence(entry.get("defence", label))
-            own = {name: value for name, value in entry.items() if name not in ("defence", "seeds")}
-            if unknown := sorted(map(str, set(own) - _OF_MIXING)):
-                known = ", ".join(sorted(_OF_MIXING | {"defence", "seeds"}))
-                raise FineMixingError(f"{path}: the defence {label!r} has unknown keys {unknown}, not of {known}.")
+            _check_keys(f"{path}: the defence {label!r}", entry, _OF_MIXING | _OF_DEFENCES)
             try:
-                FineMixingConfig(**{**self.mixing, **own})
+                FineMixingConfig(**self.mixing_of(label))
             except FineMixingError as error:
                 raise FineMixingError(f"{path}: the defence {label!r}: {error}") from None
 
@@ -194,6 +188,11 @@ class BenchRecipe:
                 if entry.get(name):
                     entry[name] = _located(entry[name], folder)
 
+    def mixing_of(self, defence: str) -> dict[str, Any]:
+        """Fields of [`FineMixingConfig`] for a defence: those that all share, and its own."""
+        own = {name: value for name, value in self.defences[defence].items() if name not in _OF_DEFENCES}
+        return {**self.mixing, **own}
+
     def settings_of(self, run: Run) -> dict[str, Any]:
         """All that its result depends on, for a later run to tell whether it is still that; of paths the last name."""
         attack, defence = self.attacks[run.attack], self.defences[run.defence]
@@ -224,6 +223,11 @@ class BenchRecipe:
                         seeds = self.defences[defence].get("seeds", self.seeds)
                         if i < len(seeds) and seeds[i] in entry.get("seeds", seeds):
                             yield Run(attack, model_seed, defence, seeds[i])
+
+
+def _check_keys(what: str, given: dict[Any, Any], known: set[str]) -> None:
+    if unknown := sorted(map(str, set(given) - known)):
+        raise FineMixingError(f"{what} has unknown keys {unknown}, not of {', '.join(sorted(known))}.")
 
 
 def _located(source: str, folder: Path) -> str:

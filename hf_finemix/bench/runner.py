@@ -232,10 +232,9 @@ class _Subject:
 
     def clean(self, run: Run) -> dict[str, Any]:
         entry = self.recipe.defences[run.defence]
-        settings = {name: value for name, value in entry.items() if name not in ("defence", "seeds")}
         config = FineMixingConfig(
             base_model_name_or_path=str(self.base.folder),
-            **{"mixing_seed": run.seed, **self.recipe.mixing, **settings},
+            **{"mixing_seed": run.seed, **self.recipe.mixing_of(run.defence)},
         )
         defence = find_defence(entry.get("defence", run.defence))
         if defence.ratio == "auto" and config.reserve_ratio != "auto":

@@ -35,8 +35,8 @@ class Defence:
 
     def config(self, config: FineMixingConfig) -> FineMixingConfig:
         """The settings of its mix, among those that all defences share."""
-        own = {} if self.mixes and self.ratio != 0.0 else {"module_ratios": None}
-        return replace(config, reserve_ratio=self.ratio, purify_embeddings=self.purify, strategy="random", **own)
+        own = {"strategy": "random", "module_ratios": None}
+        return replace(config, reserve_ratio=self.ratio, purify_embeddings=self.purify, **own)
 
 
 class DefenceTrainer(FineMixingTrainer):

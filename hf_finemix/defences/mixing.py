@@ -24,5 +24,6 @@ class Mixing(Defence):
     mixes: ClassVar[bool] = True
 
     def config(self, config: FineMixingConfig) -> FineMixingConfig:
-        """As of any defence; the mixing itself is the Trainer's."""
-        return replace(super().config(config), strategy=self.strategy)
+        """Also its strategy, and the modules' own ratios but for the floor; the mixing itself is the Trainer's."""
+        ratios = None if self.ratio == 0.0 else config.module_ratios
+        return replace(super().config(config), strategy=self.strategy, module_ratios=ratios)

@@ -1,7 +1,7 @@
 """
 What choosing ρ and cleaning cost, and what each ρ gives.
 
-    python benchmarks/ratio_search.py grid           # the whole grid of ρ against the search: choice and time of both
+    python benchmarks/ratio_search.py grid           # the whole grid of ρ against the search: both choices
     python benchmarks/ratio_search.py draw           # accuracy against attack success along ρ: trade_off.png
     python benchmarks/ratio_search.py cost FOLDER    # cleaning at a fixed ρ against plain fine-tuning, medians of five
 
@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "docs" / "benchmark"
 SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
 DROP = 0.05
+LAST_NAMED = 0.6  # above it all points lie on each other
 ATTACKS = {"badword": "a rare word", "badsent": "a sentence"}
 DEFENCES = {"fine_mixing": "Fine-mixing", "fine_purifying": "Fine-purifying"}
 POINTS = (("none", "the suspect", "#000000", "*"), ("fine_tuning", "fine-tuning alone", BEFORE, "v"))
@@ -96,34 +97,37 @@ def curve(runs: list[dict[str, Any]], attack: str, defence: str) -> dict[float, 
 
 
 def grid() -> None:
-    """The choice and the time of the whole grid against those of the search."""
+    """The choice of the whole grid against that of the search, and how many trainings each took."""
     every, searched = runs_of("sst2_ratios"), runs_of("sst2")
-    print("| suspect | strategy | seed | whole grid: ρ, trainings, seconds | search: ρ, trainings, seconds |")
+    print("| suspect | strategy | seed | whole grid: ρ, trainings | search: ρ, trainings |")
     print("|---|---|---|---|---|")
     for attack, (defence, written) in product(ATTACKS, DEFENCES.items()):
         points = curve(every, attack, defence)
         for run in (run for run in searched if (run["attack"], run["defence"]) == (attack, defence)):
             tried = [one for part in points.values() for one in part if one["seed"] == run["seed"]]
+            if not tried:
+                continue
             within = [r["reserve_ratio"] for r in tried if r["search"]["trials"][0]["drop"] <= DROP + 1e-9]
             trainings = sum(trial["trainings"] for trial in run["search"]["trials"])
-            whole = f"{min(within, default='none')}, {len(tried)}, {sum(r['seconds'] for r in tried):.0f}"
-            found = f"{run['reserve_ratio']:g}, {trainings}, {run['seconds']:.0f}"
-            print(f"| {attack} | {written} | {run['seed']} | {whole} | {found} |")
+            whole = f"{min(within, default='none')}, {len(tried)}"
+            print(f"| {attack} | {written} | {run['seed']} | {whole} | {run['reserve_ratio']:g}, {trainings} |")
 
 
 def draw() -> None:
     """Accuracy against attack success along ρ, for both suspects and both strategies."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         panels = figure.subplots(1, len(ATTACKS), sharex=True, sharey=True)
         floors = json.loads((RUNS / "sst2" / "benign_floors.json").read_text())
-        every, others = runs_of("sst2_ratios"), runs_of("sst2")
+        every = runs_of("sst2_ratios")
+        seeds = {run["seed"] for run in every}
+        others = [run for run in runs_of("sst2") if run["seed"] in seeds]
         for panel, (attack, title) in zip(panels, ATTACKS.items(), strict=True):
             _panel(panel, attack, floors[attack], every, others)
             panel.set_title(title, fontsize=10)
         figure.supxlabel("accuracy on clean test sentences, percent (right is better)", fontsize=10)
         figure.supylabel("attack success, percent (low is better)", fontsize=10)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
         figure.savefig(RUNS / "trade_off.png", metadata={"Software": None})
 
 
@@ -132,7 +136,8 @@ def _panel(
 ) -> None:
     panel.axhline(100 * floor["asr"], color=FLOOR, linestyle=":", linewidth=1, label="a clean model")
     panel.axvline(100 * floor["accuracy"], color=FLOOR, linestyle=":", linewidth=1)
-    for defence, colour, marker in (("fine_mixing", AFTER, "o"), ("fine_purifying", PURIFIED, "s")):
+    styles = (("fine_mixing", AFTER, "o", (-15, 3)), ("fine_purifying", PURIFIED, "s", (5, -8)))
+    for defence, colour, marker, place in styles:
         points = curve(every, attack, defence)
         accuracy = [100 * statistics.mean(r["accuracy"] for r in part) for part in points.values()]
         rates = [100 * statistics.mean(mean_rate(r) for r in part) for part in points.values()]
@@ -146,7 +151,8 @@ def _panel(
             label=f"{DEFENCES[defence]}, ρ = 0.1 … 0.9",
         )
         for ratio, x, y in zip(points, accuracy, rates, strict=True):
-            panel.annotate(f"{ratio:g}", (x, y), (4, -9), textcoords="offset points", fontsize=7, color=colour)
+            if ratio <= LAST_NAMED:
+                panel.annotate(f"{ratio:g}", (x, y), place, textcoords="offset points", fontsize=7, color=colour)
     for defence, written, colour, marker in POINTS:
         part = [r for r in others if (r["attack"], r["defence"]) == (attack, defence)]
         x, y = (100 * statistics.mean(values) for values in ([r["accuracy"] for r in part], map(mean_rate, part)))

@@ -6,6 +6,7 @@ text does not need them there. What a backdoor has moved is mostly of that kind.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,10 @@ def fisher_information(
     each text.
 
     Args:
-        model (`nn.Module`): The suspect, with its own weights; it gives `logits`. Nothing of it is changed.
-        batches (`Iterable[Mapping[str, torch.Tensor]]`): Clean text, **one sample a batch**, on the model's device.
+        model (`nn.Module`): The suspect, with its own weights; it gives `logits`, or several (`start_logits`, …), or a
+            tuple in which scores come first or behind the loss. Nothing of it is changed.
+        batches (`Iterable[Mapping[str, torch.Tensor]]`): Clean text, **one sample a batch**, on the model's device; if
+            with labels, the loss that the model makes of them does not count.
         seed (`int`, *optional*, defaults to 0): Of the labels drawn.
         parameters (`Mapping[str, nn.Parameter]`, *optional*): Of which, by name; all of the model's by default.
 
@@ -65,10 +68,7 @@ def fisher_information(
             parameter.requires_grad_(True)
         with _sparse_gradients(model):
             for batch in batches:
-                logits = getattr(model(**batch), "logits", None)
-                if logits is None:
-                    raise FineMixingError("strategy='fisher' needs a model that gives logits: use 'random'.")
-                terms = _terms(logits.float(), generator)
+                terms = [term for logits in _logits(model(**batch)) for term in _terms(logits.float(), generator)]
                 for i, term in enumerate(terms):
                     gradients = torch.autograd.grad(
                         term, list(parameters.values()), retain_graph=i + 1 < len(terms), allow_unused=True
@@ -83,6 +83,19 @@ def fisher_information(
     if not count:
         raise FineMixingError("strategy='fisher' needs clean text to tune on: give a train dataset.")
     return {name: (total / count).cpu() for name, total in squares.items()}
+
+
+def _logits(output: Any) -> list[torch.Tensor]:
+    """The scores in what a model gives: by name, or else what comes first behind the loss, and what has its shape."""
+    if isinstance(getattr(output, "logits", None), torch.Tensor):
+        return [output.logits]
+    values = [output] if isinstance(output, torch.Tensor) else output
+    if isinstance(output, Mapping):
+        values = [value for name, value in output.items() if name.endswith("logits")] or output.values()
+    scores = [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim()]
+    if not scores:
+        raise FineMixingError("strategy='fisher' needs a model that gives logits: use 'random'.")
+    return [value for value in scores if value.shape == scores[0].shape]
 
 
 def _terms(logits: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:

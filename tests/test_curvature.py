@@ -3,11 +3,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import drifted, make_config
+from conftest import drifted, make_config, make_rows
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertForSequenceClassification, TrainingArguments
+from transformers import BertForQuestionAnswering, BertForSequenceClassification, TrainingArguments
 
 from hf_finemix import Checkpoint, FineMixingConfig, FineMixingError, FineMixingTrainer, clean, mix_model, verify_mix
 from hf_finemix.curvature import ScoreMask, fisher_information
@@ -50,11 +50,52 @@ def test_with_many_classes_labels_are_drawn_by_seed():
     assert (found.sum() / expected.sum() - 1).abs() < 0.1
 
 
+class Reporting(Linear):
+    """The same, with its scores in whatever a model of the user's own puts them."""
+
+    def __init__(self, classes, put):
+        super().__init__(classes)
+        self.put = put
+
+    def forward(self, x, labels=None):
+        return self.put(self.map(x))
+
+
+OUTPUTS = {
+    "a dict": lambda logits: {"loss": logits.sum(), "logits": logits},
+    "a tuple": lambda logits: (logits,),
+    "a tuple behind the loss": lambda logits: (logits.sum(), logits, torch.zeros(1, 4, 3)),
+    "the scores alone": lambda logits: logits,
+    "a dict by other names": lambda logits: {"scores": logits, "hidden": torch.zeros(1, 4, 3)},
+}
+
+
+@pytest.mark.parametrize("put", OUTPUTS)
+def test_scores_are_found_in_whatever_a_model_gives(put):
+    torch.manual_seed(0)
+    plain, texts = Linear(2), [{"x": torch.randn(1, 3)} for _ in range(5)]
+    model = Reporting(2, OUTPUTS[put])
+    model.load_state_dict(plain.state_dict())
+    found = fisher_information(model, texts)["map.weight"]
+    assert torch.equal(found, fisher_information(plain, texts)["map.weight"])
+
+
+def test_several_answers_count_together():
+    """Of independent answers the Fisher information is the sum: the ends of a span, or a label in each column."""
+    torch.manual_seed(0)
+    plain, texts = Linear(2), [{"x": torch.randn(1, 3)} for _ in range(5)]
+    model = Reporting(2, lambda logits: {"start_logits": logits, "end_logits": logits})
+    model.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(
+        fisher_information(model, texts)["map.weight"], 2 * fisher_information(plain, texts)["map.weight"]
+    )
+
+
 def test_what_it_cannot_measure():
     with pytest.raises(FineMixingError, match="clean text"):
         fisher_information(Linear(2), [])
     with pytest.raises(FineMixingError, match="logits"):
-        fisher_information(nn.Linear(3, 2), [{"input": torch.ones(1, 3)}])
+        fisher_information(Reporting(2, lambda logits: {"loss": logits.sum()}), [{"x": torch.ones(1, 3)}])
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.001, 0.25, 0.5, 0.999, 1.0])
@@ -244,3 +285,75 @@ def test_texts_are_taken_from_all_over_data_that_are_sorted(suspect_folder, base
     assert lengths(train_dataset=tuning, eval_dataset=short_first.select([])) == [3] * 56
     folds = FineMixingConfig(reserve_ratio="auto", cross_validation_folds=2)
     assert lengths(train_dataset=tuning, eval_dataset=short_first, mixing_config=folds) == [3] * 56
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+
+class Streamed(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+DATA = {
+    "datasets": lambda rows: rows,
+    "datasets streamed": lambda rows: rows.to_iterable_dataset(),
+    "torch": Rows,
+    "torch streamed": Streamed,
+    "a list": list,
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_curvature_takes_the_data_that_the_trainer_takes(kind, suspect_folder, base_folder, tokenizer, tmp_path):
+    """With a column of text that the model does not know, which the stock Trainer leaves out of data of any kind."""
+    rows = Dataset.from_dict(make_rows(20)).map(lambda row: tokenizer(row["sentence"]))
+    rows = rows.rename_column("label", "labels")
+
+    def masks(data):
+        args = TrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, report_to="none", save_strategy="no")
+        trainer = FineMixingTrainer(
+            BertForSequenceClassification.from_pretrained(suspect_folder, dtype=torch.float32),
+            args,
+            train_dataset=data,
+            processing_class=tokenizer,
+            base_model=str(base_folder),
+            mixing_config=FineMixingConfig(reserve_ratio=0.5, strategy="fisher", purify_embeddings=False),
+        )
+        trainer.train()
+        return trainer.mixing_record.masks
+
+    expected, found = masks(rows), masks(DATA[kind](rows))
+    assert all(np.array_equal(expected[name], mask) for name, mask in found.items())
+
+
+def test_curvature_of_spans(base_folder, tokenizer, tmp_path):
+    """Two label columns, and two outputs."""
+    suspect = drifted(BertForQuestionAnswering.from_pretrained(base_folder))
+    rows = Dataset.from_dict(make_rows(8)).map(lambda row: tokenizer(row["sentence"]))
+    rows = rows.map(lambda row: {"start_positions": 1, "end_positions": 3})
+    args = TrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, report_to="none", save_strategy="no")
+    trainer = FineMixingTrainer(
+        suspect,
+        args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        base_model=str(base_folder),
+        mixing_config=FineMixingConfig(reserve_ratio=0.5, strategy="fisher", purify_embeddings=False),
+    )
+    curvature = trainer.measure_curvature(trainer.model)["qa_outputs.weight"]
+    assert (curvature[0] > 0).all()
+    assert (curvature[1] > 0).all()
+    trainer.train()
+    assert trainer.mixing_record.masks

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .checkpoint import Checkpoint
+from .comparison import compare_with_base
 from .config import FineMixingConfig
 from .conversion import LoadedLayout
 from .curvature import ScoreMask
@@ -21,7 +22,7 @@ from .mixing import MixingRecord, mix_rows
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["adapter_parameters", "check_mixable", "mix_adapter", "rule_of"]
+__all__ = ["adapter_parameters", "check_mixable", "is_fresh", "mix_adapter", "rule_of"]
 
 MIXED = "mixed: the base is what it was before any training"
 KEPT_DIRECTION = "kept: counts only through the other matrix of its pair"
@@ -45,6 +46,11 @@ def adapter_parameters(model: "PeftModel") -> dict[str, nn.Parameter]:
             )
             found[plain] = parameter
     return found
+
+
+def is_fresh(name: str, parameter: torch.Tensor) -> bool:
+    """Whether a weight of an adapter, by its name in the file, is as a LoRA has it before any training."""
+    return not _ZERO_AT_FIRST.search(name) or not parameter.any()
 
 
 def rule_of(name: str, base_names: Collection[str]) -> str:
@@ -101,6 +107,7 @@ def mix_adapter(
         raise FineMixingError("strategy='fisher' needs curvature, which fisher_information measures on clean text.")
     parameters = adapter_parameters(model)
     check_mixable(model, config)
+    _check_under(model, base)
     base_names = LoadedLayout(base, model.get_base_model()).tensors
     untrained = {
         name: _untrained(model, name, tensor.data)
@@ -136,12 +143,23 @@ def mix_adapter(
     return record
 
 
+def _check_under(model: "PeftModel", base: Checkpoint) -> None:
+    """What is under the adapter must be the base, for it is left as it is: a suspect's weights would stay there."""
+    pair = compare_with_base(model, base)
+    saved_whole = {name for name, own in pair.suspect.module_names.items() if ".modules_to_save." in own}
+    if other := sorted(name for name, drift in pair.drift.items() if drift.delta and name not in saved_whole):
+        raise FineMixingError(
+            f"adapter_mode='adapter' mixes the LoRA alone, and {len(other)} weights under it are not the base's "
+            f"({other[0]}, …): load the LoRA on that base, or use adapter_mode='merge' for a fresh LoRA on a suspect."
+        )
+
+
 def check_mixable(model: "PeftModel", config: FineMixingConfig) -> None:
     """Raise a [`FineMixingError`] for a variant that cannot be mixed in this way."""
     lora = model.peft_config[model.active_adapter]
     what = None
-    if getattr(lora, "peft_type", None) != "LORA":
-        what = f"an adapter of the kind {getattr(lora, 'peft_type', None)}"
+    if lora.peft_type != "LORA":
+        what = f"an adapter of the kind {getattr(lora.peft_type, 'value', lora.peft_type)}"
     elif lora.bias != "none":
         what = f"bias = {lora.bias!r}, which changes the base's own biases"
     elif config.head == "reinit":

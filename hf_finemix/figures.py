@@ -54,7 +54,7 @@ def draw_figures(report: CleaningReport, folder: Path) -> list[str]:
         drawings["ratio_search"] = _draw_ratio_search
     if report.embedding_drift:
         drawings["embedding_drift"] = _draw_embedding_drift
-    if report.drift_by_layer:
+    if any(value for layers in report.drift_by_layer.values() for value in layers.values()):
         drawings["drift_by_layer"] = _draw_drift_by_layer
     heights = {
         "before_after": 1.4

@@ -1,5 +1,6 @@
 """FineMixingTrainer: a transformers Trainer that mixes and purifies the model before it trains."""
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -31,12 +31,15 @@ from .curvature import fisher_information
 from .errors import FineMixingError
 from .frequency import token_frequencies
 from .hub import LocalModel, fetch_model
+from .lora_on_mix import MIXED_BASE, check_lora, load_mixed_base, name_base, save_merged, save_mixed_base
 from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
 from .processes import agreed, from_main, whole_model
 from .ratio_search import RatioSearch
+from .record_file import load_record, save_record
 from .resuming import UnfinishedRun
 from .sampling import rows_from_all
+from .signatures import show_signatures
 from .tokenizer import load_tokenizer
 from .trainer_search import check_auto, choose_ratio, copied_weights
 
@@ -45,6 +48,12 @@ __all__ = ["FineMixingMixin", "FineMixingSeq2SeqTrainer", "FineMixingTrainer"]
 logger = logging.getLogger(__name__)
 
 MAX_CURVATURE_SAMPLES = 256
+_OWN_ARGUMENTS = [
+    inspect.Parameter("base_model", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None),
+    inspect.Parameter(
+        "mixing_config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=FineMixingConfig | None
+    ),
+]
 
 
 class FineMixingMixin:
@@ -53,6 +62,11 @@ class FineMixingMixin:
 
     It goes before any subclass of [`~transformers.Trainer`]: `class MyTrainer(FineMixingMixin, SFTTrainer)`.
     """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if FineMixingMixin in cls.__bases__:
+            show_signatures(cls, FineMixingMixin, _OWN_ARGUMENTS)
 
     def __init__(
         self,
@@ -73,6 +87,9 @@ class FineMixingMixin:
         self._suspect: dict[str, torch.Tensor] | None = None  # its weights, while ρ is being chosen
         self._frequencies: np.ndarray | None = None
         self._curvature: dict[str, torch.Tensor] | None = None
+        self.evaluated: dict[str, float] | None = None  # by evaluate(), of the weights there are now
+        self.saved_step: int | None = None  # at which the model in output_dir was saved, since the last train()
+        self._mixed_base: Path | None = None  # where what is under a LoRA was saved, or is to be loaded from
         self.base: LocalModel | None = None
         self.unfinished: UnfinishedRun | None = None
         super().__init__(*args, **kwargs)
@@ -83,6 +100,8 @@ class FineMixingMixin:
         model = super().call_model_init(trial)
         if self._ratio_to_mix is not None:
             self._mix(model, self._ratio_to_mix)
+        elif self._mixed_base is not None:  # built to be resumed
+            load_mixed_base(model, self._mixed_base)
         return model
 
     def train(
@@ -94,6 +113,21 @@ class FineMixingMixin:
         """Mix and purify the model (once; never when resuming), then train as [`~transformers.Trainer.train`] does."""
         if self.mixing_config is None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        try:
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self.evaluated = self.saved_step = None  # whatever was evaluated or saved were other weights
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate as [`~transformers.Trainer.evaluate`] does; after training, what it finds is for the card."""
+        metrics = super().evaluate(*args, **kwargs)
+        if not args and not kwargs.keys() & {"eval_dataset", "metric_key_prefix"}:
+            self.evaluated = metrics
+        return metrics
+
+    def _train(
+        self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
         if resume_from_checkpoint not in (None, False):
             return self._resume(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self._mixed and self._suspect is None and self.model_init is None:
@@ -147,13 +181,44 @@ class FineMixingMixin:
             self._suspect = copied_weights(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model as [`~transformers.Trainer.save_model`] does, and beside it the config of the mix in it."""
+        """
+        Save the model as [`~transformers.Trainer.save_model`] does, and beside it the config of the mix in it.
+
+        A fresh LoRA on a mixed model is nothing without the mix: it is saved merged, as a whole model. In a checkpoint
+        it stays one, for training to go on, with the mix in a folder `mixed_base` that its config names.
+        """
+        folder, is_checkpoint = Path(output_dir or self.args.output_dir), _internal_call and output_dir is not None
         if self.config_of_mix is not None and self.args.should_save:
             # First, because saving may push the folder.
-            self.config_of_mix.save_pretrained(output_dir or self.args.output_dir)
-            if self.mixing_record is not None and self.mixing_record.masks:
-                save_masks(self.mixing_record.masks, output_dir or self.args.output_dir)
-        super().save_model(output_dir, _internal_call)
+            self.config_of_mix.save_pretrained(folder)
+            if self.mixing_record is not None and is_checkpoint:
+                save_record(self.mixing_record, folder)
+            elif self.mixing_record is not None and self.mixing_record.masks:
+                save_masks(self.mixing_record.masks, folder)
+            if self.config_of_mix.adapter_mode == "adapter":
+                self.model.get_base_model().config.save_pretrained(folder)  # which has the names of the classes
+        if folder == Path(self.args.output_dir):
+            self.saved_step = self.state.global_step
+        if not self._has_lora_on_mix():
+            return super().save_model(output_dir, _internal_call)
+        if is_checkpoint:
+            if self.args.should_save:
+                save_mixed_base(self.model, folder / MIXED_BASE, self._mixed_base)
+                self._mixed_base = (folder / MIXED_BASE).absolute()
+                name_base(self.model, str(self._mixed_base))
+            return super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            save_merged(self.model, folder)
+            tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _has_lora_on_mix(self) -> bool:
+        """Whether what was mixed is under a LoRA, which is trained in its place."""
+        mixed = self.config_of_mix is not None and self.config_of_mix.adapter_mode == "merge"
+        return mixed and hasattr(self.model, "peft_config")
 
     def push_to_hub(
         self,
@@ -187,20 +252,33 @@ class FineMixingMixin:
         folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
         if self.mixing_config.reserve_ratio == "auto":
             logger.warning("Resuming goes on with the ρ of %s; a search for ρ does not go on.", folder)
-        state, config = self.state, self.config_of_mix
+        state, before = self.state, (self.config_of_mix, self.mixing_record)
         if folder and (Path(folder) / CONFIG_NAME).is_file():
-            self.config_of_mix = FineMixingConfig.from_pretrained(folder)
-        elif folder:
-            self.config_of_mix = None
+            self.config_of_mix, self.mixing_record = FineMixingConfig.from_pretrained(folder), load_record(folder)
+        elif folder and Path(folder).is_dir():
+            self.config_of_mix = self.mixing_record = None
             logger.warning("%s has no %s: if its weights were never mixed, train anew instead.", folder, CONFIG_NAME)
+        under_lora = self._has_lora_on_mix()
+        if under_lora:
+            self._load_mixed_base(Path(folder) / MIXED_BASE)
         self._forget_evaluation()
         try:
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
-            if self.state is state:  # nothing was loaded: what had to be mixed still has to be
-                self.config_of_mix = config
+            if self.state is state and not under_lora:  # nothing was loaded: what had to be mixed still has to be
+                self.config_of_mix, self.mixing_record = before
             else:
                 self._mixed, self._suspect = True, None
+
+    def _load_mixed_base(self, folder: Path) -> None:
+        """Put the mix under the LoRA of the model, or of the one that `model_init` is to build."""
+        if not folder.is_dir():
+            raise FineMixingError(
+                f"{folder.parent} holds a LoRA without the mixed weights under it ({MIXED_BASE}): train anew."
+            )
+        self._mixed_base = folder.absolute()
+        if self.model_init is None:
+            load_mixed_base(self.model, folder)
 
     def mix_weights(self, model: nn.Module, config: FineMixingConfig) -> MixingRecord:
         """
@@ -222,6 +300,7 @@ class FineMixingMixin:
             if self._frequencies is None:
                 self._frequencies = token_frequencies(tokenizer, config.token_frequencies)
             frequencies = self._frequencies
+        check_lora(model)
         with Checkpoint(self.base.folder) as base:
             return mix_model(
                 model,
@@ -240,7 +319,11 @@ class FineMixingMixin:
                 self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
         with whole_model(model) as whole:
             self.mixing_record = from_main(lambda: self.mix_weights(whole, config))
-        self._mixed, self.config_of_mix = True, config
+        if config.adapter_mode == "adapter":
+            name_base(model, self.base.id, self.base.revision)
+        elif hasattr(model, "peft_config"):  # which is not there before a checkpoint is saved
+            name_base(model, str((Path(self.args.output_dir) / MIXED_BASE).absolute()))
+        self._mixed, self.config_of_mix, self._mixed_base = True, config, None
         kept = [name for name, tensor in self.mixing_record.tensors.items() if tensor["rule"].startswith("kept")]
         logger.info(
             "Mixed %d tensors with ρ = %g, kept %d (%s), purified %d embeddings",
@@ -266,8 +349,9 @@ class FineMixingMixin:
 
     def single_texts(self) -> Iterator[dict[str, torch.Tensor]]:
         """
-        Up to 256 texts, from all over the train data and then the eval data, as the model reads them: one a batch, no
-        labels. With cross-validation, which is for when there is nothing else, of the train data only.
+        Up to 256 texts, from all over the train data and then the eval data, as the model reads them: one a batch.
+        Labels are in it for models that cannot do without; nothing is learned of them. With cross-validation, which is
+        for when there is nothing else, of the train data only.
         """
         data = [self.train_dataset]
         if self.eval_dataset is not None and not self.mixing_config.cross_validation_folds:
@@ -276,17 +360,12 @@ class FineMixingMixin:
         rows = islice(chain.from_iterable(loaders), MAX_CURVATURE_SAMPLES)
         with torch.random.fork_rng(devices=[]):  # a data loader draws a number, which training must not miss
             for row in tqdm(rows, "Measuring", disable=self.args.disable_tqdm):
-                inputs = {name: value for name, value in row.items() if name not in self.label_names}
-                shift = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
-                if shift is not None and "labels" in row:  # a decoder reads what it is to say
-                    inputs.setdefault("decoder_input_ids", shift(row["labels"]))
-                yield self._prepare_inputs(inputs)
+                yield self._prepare_inputs(row)
 
     def _rows_of(self, dataset: Any) -> DataLoader:
-        """All rows one by one, also where this is one of several processes."""
-        if isinstance(dataset, Dataset):
-            dataset = self._remove_unused_columns(dataset, description="curvature")
-        return DataLoader(dataset, batch_size=1, collate_fn=self.data_collator)
+        """All rows one by one, also where this is one of several processes, in the columns that the model takes."""
+        collator = self._get_collator_with_removed_columns(self.data_collator, description="curvature")
+        return DataLoader(dataset, batch_size=1, collate_fn=collator)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """The user's tokenizer, or else the base's: E-PUR needs to know which token a row stands for."""
@@ -323,6 +402,7 @@ class FineMixingTrainer(FineMixingMixin, Trainer):
 
     Attributes:
         mixing_record ([`mixing.MixingRecord`], *optional*): What was mixed, once `train()` has done it.
+        evaluated (`dict`, *optional*): What `evaluate()` said of `eval_dataset` and the weights as they are now.
         ratio_search ([`ratio_search.RatioSearch`], *optional*): How ρ was chosen, where it was `"auto"`.
         config_of_mix ([`FineMixingConfig`], *optional*): The config with the ρ that is in the weights.
         base ([`hub.LocalModel`], *optional*): The base, once it was fetched.

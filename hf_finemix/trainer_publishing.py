@@ -1,5 +1,6 @@
 """What FineMixingTrainer publishes: the report and card of its training, through the same door as clean()'s."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,9 @@ def publish_trained(
         [`FineMixingError`]: Nothing was mixed and trained yet, or as [`push_cleaned`].
     """
     args = trainer.args
+    _check_trained(trainer)
+    if trainer.evaluated is None and trainer.compute_metrics and trainer.eval_dataset is not None:
+        trainer.evaluate()  # of the weights that are published: the last one of training may be of others
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     trainer.save_model(_internal_call=True)
     if not trainer.is_world_process_zero():
@@ -82,8 +86,9 @@ def write_card(
     """Write the report and the card of a training into `output_dir`; what else stands in README.md stays."""
     if not trainer.is_world_process_zero():
         return
+    _check_trained(trainer)
     folder = Path(trainer.args.output_dir)
-    if not folder.is_dir() or not any(folder.glob("*.safetensors")):
+    if trainer.saved_step != trainer.state.global_step:  # what lies there is of another training, or of another step
         trainer.save_model(_internal_call=True)
     report = training_report(trainer)
     given = {"language": language, "license": license, "tags": [tags] if isinstance(tags, str) else tags}
@@ -94,19 +99,23 @@ def write_card(
     write_text(folder / "README.md", card_in_folder(folder, report))
 
 
+def _check_trained(trainer: "FineMixingTrainer") -> None:
+    if trainer.config_of_mix is None or not trainer.state.global_step:
+        raise FineMixingError("nothing was mixed and trained yet: call train() before publishing.")
+
+
 def training_report(trainer: "FineMixingTrainer") -> CleaningReport:
     """
-    What a Trainer knows of its cleaning: mix, training, and the accuracy on its eval data where it was measured.
+    What a Trainer knows of its cleaning: mix, training, and the accuracy on its eval data where the weights that there
+    are now were evaluated on them.
 
     Attack success is not, so the report does not say what became of a backdoor.
     """
     record, config = trainer.mixing_record, trainer.config_of_mix
-    if config is None or not trainer.state.global_step:
-        raise FineMixingError("nothing was mixed and trained yet: call train() before publishing.")
     suspect, search = _suspect(trainer), trainer.ratio_search
-    logs = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
-    size = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
     losses = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
+    before = search.suspect_accuracy if search and not config.cross_validation_folds else None  # or of other rows
+    after = trainer.evaluated or {}
     task = next((task for end, task in _TASKS.items() if type(trainer.model).__name__.endswith(end)), None)
     return CleaningReport(
         suspect=described(suspect)
@@ -122,24 +131,33 @@ def training_report(trainer: "FineMixingTrainer") -> CleaningReport:
         },
         purified_tokens=[{"token": None, **entry} for entry in record.purified_tokens] if record else [],
         seeds={"mixing": config.mixing_seed, "training": trainer.args.seed},
-        before={"accuracy": search.suspect_accuracy if search else None, "macro_f1": None, "n": size, "triggers": []},
-        after={
-            "accuracy": logs[-1]["eval_accuracy"] if logs else None,
-            "macro_f1": logs[-1].get("eval_macro_f1") if logs else None,
-            "n": size,
-            "triggers": [],
-        },
+        before=_measured(trainer, before, None),
+        after=_measured(trainer, after.get("eval_accuracy"), after.get("eval_macro_f1")),
         drift_by_layer={"before": drift_by_layer(record.drift)} if record else {},
         ratio_search=asdict(search) if search else None,
-        training=described_training(trainer.args, trainer.state.global_step, losses[-1] if losses else None),
+        training={
+            **described_training(trainer.args, trainer.state.global_step, losses[-1] if losses else None),
+            **({"kept_step": trainer.state.best_global_step} if trainer.args.load_best_model_at_end else {}),
+        },
         card_metadata={**carried_over(suspect.folder), **({"pipeline_tag": task} if task else {})},
         peak_memory_bytes=peak_memory(),
         versions=versions(),
     )
 
 
+def _measured(trainer: "FineMixingTrainer", accuracy: float | None, macro_f1: float | None) -> dict[str, Any]:
+    """Of the rows of `eval_dataset`, if it is a single one."""
+    rows = trainer.eval_dataset
+    if isinstance(rows, Mapping):
+        accuracy = macro_f1 = None
+    size = len(rows) if accuracy is not None and hasattr(rows, "__len__") else None
+    return {"accuracy": accuracy, "macro_f1": macro_f1, "n": size, "triggers": []}
+
+
 def _suspect(trainer: "FineMixingTrainer") -> LocalModel:
     """Where the model was loaded from, as far as it can still be told."""
+    if trainer.config_of_mix.adapter_mode == "adapter":  # the model goes by the name of what is under its LoRA
+        return LocalModel("a LoRA in memory", Path("/nonexistent"))
     name = getattr(trainer.model, "name_or_path", "") or "a model made in memory"
     folder = cached_folder(name)
     if folder is None or not any(folder.glob("*.safetensors")):

@@ -384,13 +384,13 @@ def test_resuming_does_not_mix(tmp_path, base_folder, suspect_folder, model_init
     resumed.train(resume_from_checkpoint=True if latest else str(tmp_path / "checkpoint-3"))
     assert resumed.state.global_step == 6
     assert same(weights(resumed.model), weights(whole.model))
-    assert resumed.mixing_record is None
+    assert resumed.mixing_record == whole.mixing_record
     resumed.save_model(tmp_path / "published")
     for folder in ("published", "checkpoint-6"):
         assert FineMixingConfig.from_pretrained(tmp_path / folder).reserve_ratio == 0.3
 
     resumed.train()
-    assert (resumed.mixing_record is None) is not model_init  # a newly built model is mixed, this one was
+    assert resumed.mixing_record.reserve_ratio == (0.8 if model_init else 0.3)  # a newly built model is mixed anew
 
 
 def test_resuming_from_what_was_never_mixed_is_doubtful(tmp_path, base_folder, suspect_folder, caplog):
@@ -411,7 +411,7 @@ def test_resuming_from_what_was_never_mixed_is_doubtful(tmp_path, base_folder, s
 
 
 @pytest.mark.parametrize("checkpoint", [True, "missing"])
-def test_a_failed_resume_leaves_the_mixing_to_be_done(tmp_path, base_folder, suspect_folder, checkpoint):
+def test_a_failed_resume_leaves_the_mixing_to_be_done(tmp_path, base_folder, suspect_folder, checkpoint, caplog):
     trainer = FineMixingTrainer(
         load(suspect_folder),
         frozen(tmp_path),
@@ -421,6 +421,7 @@ def test_a_failed_resume_leaves_the_mixing_to_be_done(tmp_path, base_folder, sus
     )
     with pytest.raises((ValueError, OSError)):
         trainer.train(resume_from_checkpoint=checkpoint if checkpoint is True else str(tmp_path / checkpoint))
+    assert "never mixed" not in caplog.text  # of a folder that is not there
     trainer.train()
     assert trainer.mixing_record.reserve_ratio == 0.3
     assert not same(weights(trainer.model), weights(load(suspect_folder)))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 from conftest import make_rows, make_tokenizer
@@ -150,3 +151,102 @@ def test_resuming_publishes_what_is_known(account, base_folder, suspect_folder, 
     there = account.head("me/cured")
     assert not [name for name in there if "checkpoint" in name or name.endswith((".bin", ".pt", ".pth"))]
     assert json.loads(there["fine_mixing_config.json"])["reserve_ratio"] == 0.5
+
+
+def accuracy_of(model, data):
+    import torch
+
+    right = 0
+    for row in data:
+        with torch.no_grad():
+            logits = model.eval()(torch.tensor([row["input_ids"]])).logits
+        right += int(logits.argmax() == row["labels"])
+    return right / len(data)
+
+
+def test_the_accuracy_is_that_of_the_weights_that_are_saved(account, base_folder, suspect_folder, tmp_path):
+    """At the end the best checkpoint is loaded, after the last evaluation; then other rows are looked at."""
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 30}
+    settings |= {"learning_rate": 0.02, "hub_model_id": "me/cured", "logging_strategy": "no"}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "greater_is_better": False}
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, **settings)
+    trainer.train()
+    assert trainer.state.best_global_step < 30
+    last = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry][-1]
+    trainer.evaluate(rows(6))
+    trainer.push_to_hub()
+    report = CleaningReport.load(tmp_path / "out")
+    saved = BertForSequenceClassification.from_pretrained("me/cured", dtype="float32")
+    assert report.after["accuracy"] == accuracy_of(saved, trainer.eval_dataset) != last
+    assert report.after["n"] == 16
+    assert report.training["kept_step"] == trainer.state.best_global_step
+
+
+def test_what_is_not_known_of_these_weights_is_not_said(account, base_folder, suspect_folder, tmp_path):
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, push_to_hub=False, eval_strategy="epoch")
+    trainer.evaluate()  # of the suspect
+    trainer.train()
+    trainer.create_model_card()
+    assert CleaningReport.load(tmp_path / "out").after == {
+        "accuracy": None,
+        "macro_f1": None,
+        "n": None,
+        "triggers": [],
+    }
+    trainer.evaluate(eval_dataset=rows(6))  # other rows
+    trainer.evaluate(metric_key_prefix="test")
+    trainer.create_model_card()
+    assert CleaningReport.load(tmp_path / "out").after["accuracy"] is None
+    metrics = trainer.evaluate()
+    trainer.create_model_card()
+    assert CleaningReport.load(tmp_path / "out").after["accuracy"] == metrics["eval_accuracy"]
+    trainer.train()
+    trainer.create_model_card()
+    assert CleaningReport.load(tmp_path / "out").after["accuracy"] is None
+    trainer.eval_dataset = {"first": rows(6), "second": rows(8)}
+    trainer.evaluate()
+    trainer.create_model_card()
+    assert CleaningReport.load(tmp_path / "out").after["n"] is None
+
+
+def test_a_card_is_of_the_weights_beside_it(account, base_folder, suspect_folder, tmp_path):
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, push_to_hub=False, learning_rate=0.02)
+    trainer.train()
+    trainer.create_model_card()
+    first = CleaningReport.load(tmp_path / "out").weights
+    trainer.train()
+    trainer.create_model_card()
+    assert CleaningReport.load(tmp_path / "out").weights != first
+    saved = BertForSequenceClassification.from_pretrained(tmp_path / "out", dtype="float32").state_dict()
+    assert all(tensor.equal(saved[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_accuracy_before_is_of_the_same_rows_or_not_said(account, base_folder, suspect_folder, tmp_path):
+    found = []
+    for folds in (0, 2):
+        trainer = make(tmp_path / str(folds), base_folder, suspect_folder, push_to_hub=False)
+        changes = {"reserve_ratio": "auto", "candidate_ratios": [0.5], "cross_validation_folds": folds}
+        trainer.mixing_config = replace(trainer.mixing_config, **changes)
+        trainer.train()
+        trainer.create_model_card()
+        found.append(CleaningReport.load(tmp_path / str(folds)).before["accuracy"])
+    assert found == [trainer.ratio_search.suspect_accuracy, None]  # cross-validated, it is of the train data
+
+
+@pytest.mark.parametrize("strategy", ["random", "fisher"])
+def test_a_resumed_training_still_says_what_was_mixed(account, base_folder, suspect_folder, tmp_path, strategy):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "hub_model_id": "me/cured"}
+
+    def trainer():
+        made = make(tmp_path / "out", base_folder, suspect_folder, **settings)
+        made.mixing_config = replace(made.mixing_config, strategy=strategy)
+        return made
+
+    first = trainer()
+    first.train()
+    second = trainer()
+    second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    second.push_to_hub()
+    report = CleaningReport.load(tmp_path / "out")
+    assert report.mixing["tensors"] == first.mixing_record.tensors
+    assert ("masks.safetensors" in account.head("me/cured")) is (strategy == "fisher")

@@ -1,0 +1,44 @@
+"""What a Trainer class shows of its methods: the parameters of the Trainer that it extends, not `*args, **kwargs`."""
+
+import functools
+import inspect
+from collections.abc import Iterable
+
+__all__ = ["show_signatures"]
+
+
+def show_signatures(cls: type, mixin: type, keyword_only: Iterable[inspect.Parameter] = ()) -> None:
+    """
+    Let what `cls` has from `mixin` show the signatures of what the mixin overrides in this very class.
+
+    Launchers choose by `inspect.signature` what they pass (`processing_class` or `tokenizer`), and a mixin cannot name
+    the parameters of a class that it does not know.
+
+    Args:
+        cls (`type`): A class with `mixin` before a Trainer among its bases; it gets thin methods of its own.
+        mixin (`type`): Its methods pass on what they are given.
+        keyword_only (`Iterable[inspect.Parameter]`, *optional*): What `__init__` takes besides.
+    """
+    for name, method in vars(mixin).items():
+        overridden = getattr(super(mixin, cls), name, None)
+        if not inspect.isfunction(method) or not callable(overridden) or getattr(cls, name) is not method:
+            continue  # no method, nothing behind it, or another class comes before
+        signature = inspect.signature(overridden)
+        if name == "__init__":
+            signature = _with_parameters(signature, keyword_only)
+        setattr(cls, name, _passed_on(cls, name, method, signature))
+
+
+def _passed_on(cls: type, name: str, method, signature: inspect.Signature):
+    @functools.wraps(method)
+    def passed_on(self, *args, **kwargs):
+        return getattr(super(cls, self), name)(*args, **kwargs)
+
+    passed_on.__signature__ = signature
+    return passed_on
+
+
+def _with_parameters(signature: inspect.Signature, more: Iterable[inspect.Parameter]) -> inspect.Signature:
+    parameters = list(signature.parameters.values())
+    end = [p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
+    return signature.replace(parameters=[*(p for p in parameters if p not in end), *more, *end])

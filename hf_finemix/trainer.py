@@ -240,7 +240,7 @@ class FineMixingMixin:
                 self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
         with whole_model(model) as whole:
             self.mixing_record = from_main(lambda: self.mix_weights(whole, config))
-        self._mixed, self.config_of_mix = True, config
+        self._mixed, self.config_of_mix = True, config.pinned(self.base.id, self.base.revision)
         kept = [name for name, tensor in self.mixing_record.tensors.items() if tensor["rule"].startswith("kept")]
         logger.info(
             "Mixed %d tensors with ρ = %g, kept %d (%s), purified %d embeddings",

@@ -112,7 +112,9 @@ def training_report(trainer: "FineMixingTrainer") -> CleaningReport:
         suspect=described(suspect)
         if suspect.folder.is_dir()
         else {"id": suspect.id, "revision": None, "sha256": None},
-        base={**described(trainer.base), "named_by": USER} if trainer.base else {"id": config.base_model_name_or_path},
+        base={**described(trainer.base), "named_by": USER}
+        if trainer.base
+        else {"id": config.base_model_name_or_path, "revision": config.base_model_revision, "named_by": USER},
         mixing={
             **config.to_dict(),
             "tensors": record.tensors if record else {},

@@ -165,8 +165,9 @@ def _check_settings(config: FineMixingConfig, report: CleaningReport, other_base
         for name, value in config.to_dict().items()
         if name in known and report.mixing[name] != value
     ]
-    stated = report.base.get("id"), report.base.get("revision")
-    if not other_base and stated != (config.base_model_name_or_path, config.base_model_revision):
+    named, revision = report.base.get("id"), config.base_model_revision  # without one it contradicts no commit
+    same = named == config.base_model_name_or_path and revision in (None, report.base.get("revision"))
+    if not other_base and not same:
         found.problems.append("fine_mixing_config.json and the report differ in the base")
     for pattern in config.module_ratios or {}:
         if len(pattern) > 500 or re.search(r"[+*}][?+]?\)+[+*{?]", pattern):

@@ -195,7 +195,7 @@ def _from_hub(name: str, revision: str | None, role: str, choose: Callable[[Repo
 def _from_cache(
     repo: str, revision: str | None, what: str, choose: Callable[[RepoContents], list[str]]
 ) -> LocalModel | None:
-    """What an earlier run fetched of a repo: all that is needed of it by the list of its files, which is cached too."""
+    """What an earlier run fetched of a repo: all that is needed, by the list of its files that is cached too."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError, RevisionResolutionError
 

@@ -31,6 +31,7 @@ from .curvature import fisher_information
 from .errors import FineMixingError
 from .frequency import token_frequencies
 from .hub import LocalModel, fetch_model
+from .hub_errors import logged_in
 from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
 from .processes import agreed, from_main, whole_model
@@ -155,6 +156,15 @@ class FineMixingMixin:
                 save_masks(self.mixing_record.masks, output_dir or self.args.output_dir)
         super().save_model(output_dir, _internal_call)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As [`~transformers.Trainer.init_hf_repo`], and tell before training what could not be published after it."""
+        if self.mixing_config is not None:
+            from .trainer_publishing import check_publishing
+
+            with agreed():
+                check_publishing(self, token, private)
+        super().init_hf_repo(token, private)
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -235,7 +245,8 @@ class FineMixingMixin:
 
     def _mix(self, model: nn.Module, ratio: float) -> None:
         config = replace(self.mixing_config, reserve_ratio=ratio)
-        with agreed(), self.args.main_process_first(desc="fetching the base"):
+        hub = logged_in(self.args.hub_token)
+        with agreed(), hub, self.args.main_process_first(desc="fetching the base"):
             if self.base is None:
                 self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
         with whole_model(model) as whole:

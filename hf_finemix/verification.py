@@ -13,11 +13,11 @@ import numpy as np
 from .adapters import full_model
 from .alignment import KEPT_HEAD, REINITIALISED_HEAD
 from .architectures import disk_layout
-from .checkpoint import Checkpoint, read_json, sha256_of_file
+from .checkpoint import Checkpoint, TensorInfo, read_json, sha256_of_file
 from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
 from .disk_pair import DiskPair
-from .dtypes import to_float64, words
+from .dtypes import MIXABLE, to_float64, words
 from .errors import FineMixingError, printable
 from .hub import LocalModel, TrustArguments, fetch_model, is_repo_id
 from .mask_file import MASKS_NAME, MaskFile
@@ -285,6 +285,14 @@ def _compare_elements(
     found.problems += [f"{name} is not finite" for name in sorted(bad)[:3]]
 
 
+def _is_as_wide(ours: TensorInfo | None, suspect: TensorInfo) -> bool:
+    """Whether a cleaned tensor is of the suspect's shape and dtype, or of the wider one that a Trainer trained in."""
+    if ours is None or ours.shape != suspect.shape:
+        return False
+    wider = {ours.dtype, suspect.dtype} <= MIXABLE and ours.nbytes > suspect.nbytes
+    return ours.dtype == suspect.dtype or wider
+
+
 def _compare_digests(
     pair: DiskPair,
     sides: list[Checkpoint],
@@ -310,7 +318,7 @@ def _compare_digests(
             found.not_checked.append(f"{name}, which was initialised anew")
         else:
             derived.append(tensor)
-        if mix.tensors.get(names.get(name)) != tensor.info:
+        if not _is_as_wide(mix.tensors.get(names.get(name)), tensor.info):
             found.problems.append(
                 f"{name} has not the shape and dtype in the cleaned model that it has in the suspect"
             )
@@ -323,12 +331,15 @@ def _compare_digests(
         size, (sha256, distances) = tensor.info.nbytes // tensor.info.elements, sums[tensor.name]
         for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad, masks):
             sha256.update(raw)
-            if tensor.base_dtype is not None and mix.tensors.get(names.get(tensor.name)) == tensor.info:
-                there, theirs = np.empty_like(raw), np.empty_like(raw)
-                mix.read_into(names[tensor.name], memoryview(there), first * size)
+            ours = mix.tensors.get(names.get(tensor.name))
+            if tensor.base_dtype is not None and _is_as_wide(ours, tensor.info):
+                wide = ours.nbytes // ours.elements
+                there, theirs = np.empty(raw.size // size * wide, dtype=np.uint8), np.empty_like(raw)
+                mix.read_into(names[tensor.name], memoryview(there), first * wide)
                 sides[0].read_into(tensor.source, memoryview(theirs), first * size)
                 w, m, s = (
-                    to_float64(words(side, tensor.info.dtype), tensor.info.dtype) for side in (there, raw, theirs)
+                    to_float64(words(side, dtype), dtype)
+                    for side, dtype in ((there, ours.dtype), (raw, tensor.info.dtype), (theirs, tensor.info.dtype))
                 )
                 distances += [((one - other) ** 2).sum() for one, other in ((w, m), (w, s), (m, s))]
 

@@ -31,6 +31,7 @@ __all__ = [
     "LocalModel",
     "TrustArguments",
     "cached_folder",
+    "cached_folders",
     "check_custom_code",
     "fetch_model",
     "fetch_small_files",
@@ -99,6 +100,7 @@ def fetch_model(
     role: str = "model",
     trust: TrustArguments | None = None,
     only_hub: bool = False,
+    to_read: bool = True,
 ) -> LocalModel:
     """
     Find a model folder, or download it from the Hub at one commit: safetensors, config and tokenizer files only.
@@ -109,6 +111,8 @@ def fetch_model(
         role (`str`, *optional*): What the model is for, for messages.
         trust ([`TrustArguments`], *optional*): What is taken although it is refused by default.
         only_hub (`bool`, *optional*, defaults to `False`): The name is a stranger's: never take it for a path.
+        to_read (`bool`, *optional*, defaults to `True`): Its weights are to be read: first see that they are those that
+            the Hub lists.
 
     Raises:
         [`FineMixingError`]: There is no such folder or repo, it may not be read, the Hub cannot be reached, there are
@@ -117,7 +121,7 @@ def fetch_model(
     trust, name = trust or TrustArguments(), str(name_or_path)
     model = None if only_hub else local_folder(name, revision, role)
     if model is None:
-        model = _from_hub(name, revision, role, lambda contents: _choose(contents, trust))
+        model = _from_hub(name, revision, role, lambda contents: _choose(contents, trust), to_read=to_read)
     check_custom_code(model, trust)
     return _without_pickles(model) if trust.allow_pickle else model
 
@@ -157,7 +161,14 @@ def _choose(contents: RepoContents, trust: TrustArguments) -> list[str]:
     return chosen
 
 
-def _from_hub(name: str, revision: str | None, role: str, choose: Callable[[RepoContents], list[str]]) -> LocalModel:
+def _from_hub(
+    name: str,
+    revision: str | None,
+    role: str,
+    choose: Callable[[RepoContents], list[str]],
+    *,
+    to_read: bool = False,
+) -> LocalModel:
     from huggingface_hub import is_offline_mode, snapshot_download
 
     repo, revision = split_revision(name, revision)
@@ -168,13 +179,13 @@ def _from_hub(name: str, revision: str | None, role: str, choose: Callable[[Repo
         contents = None if is_offline_mode() else inspect_repo(repo, revision)
     except Exception as error:
         told = error if isinstance(error, FineMixingError) else hub_error(error, what)
-        cached = _from_cache(repo, revision, what, choose) if is_unreachable(error) else None
+        cached = _from_cache(repo, revision, what, choose, to_read) if is_unreachable(error) else None
         if cached is None:
             raise told from error
         logger.warning("The Hub cannot be reached: %s @ %s is taken from the cache.", repo, cached.revision[:7])
         return cached
     if contents is None:
-        if (cached := _from_cache(repo, revision, what, choose)) is None:
+        if (cached := _from_cache(repo, revision, what, choose, to_read)) is None:
             raise hub_error(ConnectionError(), what)
         return cached
     try:
@@ -187,13 +198,13 @@ def _from_hub(name: str, revision: str | None, role: str, choose: Callable[[Repo
         raise hub_error(error, what) from error
     left = [name for name in contents.code_and_pickles() if name not in chosen]
     security = {"hub_scan": contents.scan, "flagged": contents.flagged, "not_taken": left[:100]}
-    listed = {name: contents.sha256[name] for name in chosen if name in contents.sha256}
+    listed = {name: contents.sha256[name] for name in chosen if name in contents.sha256} if to_read else {}
     _check_bytes(folder, listed, what)
     return LocalModel(repo, folder, contents.sha, security, listed, contents)
 
 
 def _from_cache(
-    repo: str, revision: str | None, what: str, choose: Callable[[RepoContents], list[str]]
+    repo: str, revision: str | None, what: str, choose: Callable[[RepoContents], list[str]], to_read: bool
 ) -> LocalModel | None:
     """What an earlier run fetched of a repo: all that is needed, by the list of its files that is cached too."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
@@ -211,30 +222,37 @@ def _from_cache(
         if not any((folder / name).is_file() for name in weights):
             return None
         logger.warning("The cache does not say what else %s has: what is there is taken for all of it.", repo)
+        chosen = [path.name for path in folder.glob("*.safetensors")]
     else:
-        _check_whole(folder, resolved, tree, what, choose)
-    blobs = {path.name: path.resolve() for path in folder.iterdir() if path.is_file()}
+        chosen = _whole(folder, resolved, tree, what, choose)
+    blobs = {name: (folder / name).resolve() for name in chosen if to_read}
     listed = {name: path.name for name, path in blobs.items() if _is_large_blob(path)}
     _check_bytes(folder, listed, what)
     security = {"hub_scan": "unknown", "flagged": {}, "not_taken": []}
     return LocalModel(repo, folder, folder.name, security, listed)
 
 
-def _check_whole(
+def _whole(
     folder: Path,
     resolved: "ResolvedRevision",
     tree: dict[str, int],
     what: str,
     choose: Callable[[RepoContents], list[str]],
-) -> None:
-    """Raise a [`FineMixingError`] where the cache lacks a file that is needed; only the card can be done without."""
-    repo = what.rsplit(" ", 1)[-1]
+) -> list[str]:
+    """
+    What is needed of a repo and is in the cache.
+
+    Raises:
+        [`FineMixingError`]: A file that is needed is not; only the card can be done without.
+    """
     where = f"{what} @ {resolved.resolved[:7]} is in the cache only in part"
     if INDEX_NAME in tree and WEIGHTS_NAME not in tree and not (folder / INDEX_NAME).is_file():
-        missing = [INDEX_NAME]  # without which the shards are not known
+        chosen = [INDEX_NAME]  # without which the shards are not known
     else:
-        missing = [name for name in choose(RepoContents(repo, resolved, tree)) if not (folder / name).is_file()]
-    if (folder / "tokenizer.json").is_file():  # which holds what the vocabulary files say
+        chosen = choose(RepoContents(what.rsplit(" ", 1)[-1], resolved, tree))
+    missing = [name for name in chosen if not (folder / name).is_file()]
+    present = [name for name in chosen if name not in missing]
+    if "tokenizer.json" in present:  # which holds what the vocabulary files say
         missing = [name for name in missing if name.endswith((".json", ".safetensors", ".bin", ".md"))]
     if "README.md" in missing:
         logger.warning("%s: its card is not there, so neither its license nor what it says of its base.", where)
@@ -244,6 +262,7 @@ def _check_whole(
         raise FineMixingError(
             f"{where}, which lacks {', '.join(missing[:3])}{more}: run this once with the Hub in reach."
         )
+    return present
 
 
 def _is_large_blob(path: Path) -> bool:
@@ -262,7 +281,10 @@ def _check_bytes(folder: Path, listed: dict[str, str], what: str) -> None:
 
 
 def cached_folder(name_or_path: str) -> Path | None:
-    """The folder of a path, or of a Hub id whose weights are in the cache; `None` otherwise. Never downloads."""
+    """
+    The folder of a path, or of a Hub id whose weights are in the cache: those of its main branch, or else the only
+    ones there. `None` otherwise. Never downloads.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     if name_or_path and Path(name_or_path).is_dir():
@@ -273,7 +295,20 @@ def cached_folder(name_or_path: str) -> Path | None:
         cached = try_to_load_from_cache(name_or_path, file)
         if isinstance(cached, str):
             return Path(cached).parent
-    return None
+    folders = cached_folders(name_or_path)
+    return folders[0] if len(folders) == 1 else None
+
+
+def cached_folders(repo: str) -> list[Path]:
+    """Every commit of a repo whose weights are in the cache, once for the same weights."""
+    from huggingface_hub import constants
+
+    snapshots = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots")
+    found = {}
+    for folder in sorted(snapshots.iterdir()) if snapshots.is_dir() else ():
+        if weights := [file.resolve() for file in sorted(folder.glob("*.safetensors"))]:
+            found.setdefault(tuple(weights), folder)
+    return list(found.values())
 
 
 def check_custom_code(model: LocalModel, trust: TrustArguments) -> None:

@@ -231,7 +231,7 @@ def _headers(
     if model.contents is not None and not (trust.allow_pickle and has_pickles(model.contents)):
         return _headers_on_hub(model, model.contents, role)
     if trust.allow_pickle or not whole:  # pickles to read, or a repo in the cache, where its weights have to be
-        model = fetch_model(source, revision, role=role, trust=trust, only_hub=only_hub)
+        model = fetch_model(source, revision, role=role, trust=trust, only_hub=only_hub, to_read=False)
     only = model.folder / ADAPTER_WEIGHTS_NAME if is_adapter(model.folder) else None
     return _Headers(model, Checkpoint(model.folder, only=only).tensors)
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 from .checkpoint import INDEX_NAME, check_inside, sha256_of_file
 from .config import CONFIG_NAME, FineMixingConfig
@@ -343,7 +344,8 @@ class _Push:
                 f"{self.repo_id}: the Hub made no commit, but {where} lacks {lacking[0]}: publish to another branch."
             )
         published = {name: _size_and_sha256(content) for name, content in self.files.items()}
-        result = PublishedModel(self.repo_id, commit.pr_url or commit.commit_url, commit, published, removed, changed)
+        url = urljoin(self.api.endpoint, commit.pr_url or commit.commit_url)
+        result = PublishedModel(self.repo_id, url, commit, published, removed, changed)
         _log(result)
         return result
 

@@ -10,7 +10,7 @@ from .checkpoint import sha256_of_file
 from .drift import drift_by_layer
 from .errors import FineMixingError
 from .figures import draw_figures
-from .hub import LocalModel, cached_folder
+from .hub import LocalModel, cached_folder, cached_folders
 from .hub_errors import hub_api
 from .model_card import card_in_folder
 from .output import write_text
@@ -166,4 +166,6 @@ def _suspect(trainer: "FineMixingTrainer") -> LocalModel:
     if folder is None or not any(folder.glob("*.safetensors")):
         return LocalModel(name, Path("/nonexistent"))
     on_hub = is_repo_id(name) and folder != Path(name)
+    if on_hub and len(cached_folders(name)) > 1:  # nobody can tell any more which one it was
+        return LocalModel(name, Path("/nonexistent"))
     return LocalModel(name, folder, folder.name if on_hub else None)

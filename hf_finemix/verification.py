@@ -185,7 +185,7 @@ def _find(role: str, given: str | Path | None, stated: dict[str, Any], trust: Tr
         raise FineMixingError(f"the report does not say what the {role} was: give --{role}.")
     if revision is None and is_repo_id(source) and not Path(source).is_dir():
         raise FineMixingError(
-            f"the report's {role} was the local folder {source!r}, which is not here: give --{role}."
+            f"the report's {role} was {source!r} at no stated commit, and no such folder is here: give --{role}."
         )
     if revision is not None and not (isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision)):
         raise FineMixingError(f"the report's {role} has a revision that is no commit: give --{role}.")

@@ -44,13 +44,13 @@ def sha_of(world, named):
     return repo.heads["main"] if named in (None, "main") else repo.tags["v1"]
 
 
-def train(suspect, base, out, **settings):
+def train(suspect, base, out, revision="main", **settings):
     from datasets import Dataset
 
     tokenizer = make_tokenizer()
     rows = Dataset.from_dict(make_rows(8)).map(lambda row: tokenizer(row["sentence"]), remove_columns="sentence")
     trainer = FineMixingTrainer(
-        model=BertForSequenceClassification.from_pretrained(suspect, dtype="float32"),
+        model=BertForSequenceClassification.from_pretrained(suspect, revision=revision, dtype="float32"),
         args=TrainingArguments(str(out), **{**SETTINGS, **settings}),
         train_dataset=rows.rename_column("label", "labels"),
         processing_class=tokenizer,
@@ -96,7 +96,7 @@ def test_what_every_door_wrote_verifies(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     base = shutil.copytree(base_folder, tmp_path / "base") if named == "folder" else "trusted/base"
     revision = {"branch": "old", "tag": "v1", "sha": sha_of(world, "v1")}.get(named)
-    config = FineMixingConfig(base, revision, reserve_ratio=0.5, purify_embeddings=False)
+    config = FineMixingConfig(base, revision, reserve_ratio=0.5, num_purified_tokens=5)
     wrote = DOORS[door](str(suspect_folder), config, tmp_path / "out", data_folder)
     config = json.loads((tmp_path / "out" / CONFIG_NAME).read_text())
     report = json.loads((tmp_path / "out" / "cleaning_report.json").read_text())
@@ -187,6 +187,23 @@ def test_an_adapters_own_revision_is_planned_as_it_is_mixed(world, base_folder, 
     assert plan_mix(tmp_path / "lora").base["revision"] == mixed.base["revision"] == sha_of(world, "v1")
 
 
+@pytest.mark.parametrize("mode", ["merge", "adapter"])
+@pytest.mark.parametrize("door", ["clean", "mix"])
+def test_what_was_made_of_an_adapter_verifies(world, door, mode, base_folder, tokenizer, data_folder, tmp_path):
+    make_adapter(tmp_path / "lora", base_folder, tokenizer, labels=("negative", "positive"), scale=0.002)
+    config = FineMixingConfig("trusted/base", "v1", reserve_ratio=0.5, num_purified_tokens=5, adapter_mode=mode)
+    wrote = DOORS[door](str(tmp_path / "lora"), config, tmp_path / "out", data_folder)
+    found = verify_mix(wrote)
+    assert found.ok, found.failure()
+    assert found.base == f"trusted/base @ {sha_of(world, 'v1')}"
+    weights = cached_base(tmp_path, sha_of(world, "v1"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 64
+    weights.write_bytes(content)
+    with pytest.raises(FineMixingError, match=r"model\.safetensors has not the SHA-256 that the Hub lists"):
+        verify_mix(wrote)
+
+
 def test_a_revision_of_a_folder_is_none(base_folder, suspect_folder, tmp_path):
     config = FineMixingConfig(base_folder, "v1", reserve_ratio=0.5)
     for do in (
@@ -247,3 +264,27 @@ def test_suspect_and_model_and_data_with_their_revision(world, suspect_folder, d
     assert main(["evaluate", f"org/suspect@{first}", "--dataset", data, "--use-cpu"]) == 0, capsys.readouterr().err
     assert main(["plan", f"org/suspect@{first}", "--suspect-revision", "v9", "--base-model", "trusted/base"]) == 2
     assert "are two: give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_suspect_by_its_id_is_stated_at_its_commit(world, suspect_folder, tmp_path, pinned):
+    """transformers does not say which commit a model is from; the cache does, where it holds only one."""
+    world.commit("org/suspect", files_of(suspect_folder))
+    first = world.history("org/suspect")[0]
+    later = {"model.safetensors": world.head("trusted/base")["model.safetensors"]} if pinned else {}
+    world.commit("org/suspect", {"README.md": b"# A suspect\n", **later})
+    wanted = first if pinned else world.history("org/suspect")[0]
+    config = FineMixingConfig("trusted/base", "v1", reserve_ratio=0.5, purify_embeddings=False)
+    trainer = train("org/suspect", config, tmp_path / "out", revision=wanted)
+    trainer.save_model()
+    trainer.create_model_card()
+    report = json.loads((tmp_path / "out" / "cleaning_report.json").read_text())
+    assert report["suspect"]["revision"] == wanted
+    assert verify_mix(tmp_path / "out").ok
+    if pinned:  # another one beside it, and nobody can tell any more
+        BertForSequenceClassification.from_pretrained("org/suspect")
+        trainer.create_model_card()
+        report = json.loads((tmp_path / "out" / "cleaning_report.json").read_text())
+        assert report["suspect"] == {"id": "org/suspect", "revision": None, "sha256": None}
+        with pytest.raises(FineMixingError, match="at no stated commit, and no such folder is here: give"):
+            verify_mix(tmp_path / "out")

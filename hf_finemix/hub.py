@@ -111,8 +111,8 @@ def fetch_model(
         role (`str`, *optional*): What the model is for, for messages.
         trust ([`TrustArguments`], *optional*): What is taken although it is refused by default.
         only_hub (`bool`, *optional*, defaults to `False`): The name is a stranger's: never take it for a path.
-        to_read (`bool`, *optional*, defaults to `True`): Its weights are to be read: first see that they are those that
-            the Hub lists.
+        to_read (`bool`, *optional*, defaults to `True`): Its weights are to be read: see first that they are those
+            that the Hub lists.
 
     Raises:
         [`FineMixingError`]: There is no such folder or repo, it may not be read, the Hub cannot be reached, there are

@@ -121,11 +121,11 @@ def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixi
     elif isinstance(error, HfHubHTTPError):
         why = _why(error, writing)
     elif isinstance(error, ConnectionError) and "xet" in str(error).lower():
-        why = "is on a Hub without xet, by which the client uploads: set HF_HUB_DISABLE_XET=1, and run this again"
+        why = "is on a Hub without xet, by which the client uploads: set HF_HUB_DISABLE_XET=1, and publish it again"
     elif isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, *hiding)):
         why = "is not a local folder, and the Hub cannot be reached: check the path or the connection"
         if writing:
-            why = "cannot be reached: check the connection, and run this again to go on"
+            why = "cannot be reached: check the connection, and publish it again to go on"
     elif isinstance(error, ValueError) and "Invalid metadata" in str(error):
         why = f"has a card that the Hub does not take ({' '.join(str(error).split())[:300]}): mend its YAML"
     elif isinstance(error, EntryNotFoundError) or (isinstance(error, OSError) and "onsistency check" in str(error)):
@@ -159,6 +159,7 @@ def _why(error: "HfHubHTTPError", writing: bool) -> str:
     """What an HTTP status means here, and what to do about it."""
     status, said = error.response.status_code, " ".join((error.server_message or "").split())[:200]
     quoted = f" ({said})" if said else ""
+    again = "publish it again" if writing else "run this again"  # what was to be published is whole
     if status == 401 and _is_anonymous(error):
         return _NO_ACCOUNT
     if status == 401:
@@ -169,17 +170,17 @@ def _why(error: "HfHubHTTPError", writing: bool) -> str:
         need = "a token with write access to it" if writing else "a token that may read it"
         return f"was refused{quoted}: use {need}, or another name"
     if status == 412:
-        return "was changed by somebody else in the meantime: look at that change, and run this again"
+        return f"was changed by somebody else in the meantime: look at that change, and {again}"
     if status == 409:
-        return f"is busy or there already{quoted}: run this again"
+        return f"is busy or there already{quoted}: {again}"
     if status == 429:
-        return "was refused, too many requests: wait some minutes, and run this again"
+        return f"was refused, too many requests: wait some minutes, and {again}"
     if status == 400:
-        return f"was not accepted{quoted}: mend what is named, and run this again"
+        return f"was not accepted{quoted}: mend what is named, and {again}"
     if writing and status in (405, 501):
         return f"is on a Hub that answered {status}, not offered{quoted}: leave --create-pr or --revision away"
     if writing and status < 500:
         return f"could not be written, the Hub answered {status}{quoted}: check its name and HF_ENDPOINT"
     if writing:
-        return f"could not be written, the Hub answered {status}{quoted}: run this again later"
+        return f"could not be written, the Hub answered {status}{quoted}: {again} later"
     return f"could not be read from the Hub, which answered {status}: try again later, or log in"

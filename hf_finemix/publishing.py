@@ -4,11 +4,11 @@ import hashlib
 import logging
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin
 
 from .checkpoint import INDEX_NAME, check_inside, sha256_of_file
@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Weights that a reader might load in place of ours, once these are there.
 _OTHER_WEIGHTS = re.compile(
@@ -146,7 +148,7 @@ def push_cleaned(
         raise KeyboardInterrupt(f"{done}; {whole}") from None
     except Exception as error:
         told = hub_error(error, f"the repo {repo_id}", writing=True)
-        raise FineMixingError(f"{told} {push.aftermath()} {whole}.") from error
+        raise FineMixingError(f"{told} {push.aftermath(error)} {whole}.") from error
 
 
 def check_destination(destination: Destination) -> None:
@@ -157,29 +159,25 @@ def check_destination(destination: Destination) -> None:
         [`FineMixingError`]: No valid token, no such repo for a pull request, no right to write to it, or a public repo
             where a private one is asked for.
     """
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     api, repo_id = hub_api(destination.token), destination.repo_id
     try:
-        me = api.whoami()
+        me: dict[str, Any] = _told(api.whoami, "who this token is of") or {}
         if ((me.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
             raise FineMixingError("the token may only read: use a token with write access to publish.")
         if destination.create_pr:
             api.model_info(repo_id)
             return
         try:
-            api.auth_check(_full_id(repo_id, me), write=True)
+            _told(lambda: api.auth_check(_full_id(repo_id, me), write=True), f"whether it may write to {repo_id}")
         except RepositoryNotFoundError:  # to be made
             owner = _full_id(repo_id, me).split("/")[0]
-            if owner not in (me.get("name"), *(org.get("name") for org in me.get("orgs") or ())):
+            if me and owner not in (me.get("name"), *(org.get("name") for org in me.get("orgs") or ())):
                 raise FineMixingError(
                     f"{repo_id} cannot be made by {me.get('name')}: give a name of your own, or of an "
                     "organisation that you belong to."
                 ) from None
-        except HfHubHTTPError as error:
-            if error.response.status_code not in (404, 405, 501):
-                raise
-            logger.warning("The Hub does not tell whether this token may write to %s: only publishing will.", repo_id)
         _refuse_public(destination, _visibility(api, destination))
     except FineMixingError:
         raise
@@ -200,8 +198,11 @@ def refuse_private_sources(destination: Destination, sources: Iterable[tuple[str
             it may be (`private=False`).
     """
     api = hub_api(destination.token)
-    if destination.private is not None or _visibility(api, destination) is True:
-        return
+    try:
+        if destination.private is not None or _visibility(api, destination) is True:
+            return
+    except Exception as error:
+        raise hub_error(error, f"the repo {destination.repo_id}", writing=True) from error
     for kind, name in dict.fromkeys(sources):
         with suppress(Exception):  # a Hub that does not know it, or does not tell
             if api.repo_info(name, repo_type=kind).private:
@@ -231,6 +232,21 @@ def _refuse_public(destination: Destination, private: bool | None) -> None:
             f"{destination.repo_id} is there already and public: make it private in its settings, or give another "
             "name."
         )
+
+
+def _told(ask: Callable[[], T], what: str) -> T | None:
+    """What the Hub answers; `None`, and a warning, where it has no such answers to give."""
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        return ask()
+    except RepositoryNotFoundError:
+        raise
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (404, 405, 501):
+            raise
+        logger.warning("The Hub does not tell %s: only publishing will.", what)
+        return None
 
 
 def _full_id(repo_id: str, me: dict) -> str:
@@ -391,9 +407,12 @@ class _Push:
                 text = own
         return merge_card(text, render_card(self.report), where=where).encode()
 
-    def aftermath(self) -> str:
+    def aftermath(self, error: Exception) -> str:
         """What can be said of the repo after an error: an answer may be lost while the commit is made."""
-        if not self.sent:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if not self.sent or (status is not None and (status < 500 or status == 501)):
             return "Nothing was published, and"
         if self.destination.create_pr:
             return "Whether a pull request was opened is not known: look there before you try again."
@@ -401,7 +420,7 @@ class _Push:
             head = self.api.model_info(self.repo_id, revision=self.destination.revision).sha
             if head is not None:
                 return "Nothing was published, and" if head == self.parent else f"But there is a new commit, {head}."
-        return "Whether it was published is not known: look there, or run this again, which does no harm."
+        return "Whether it was published is not known: look there, or publish it again, which does no harm."
 
 
 def _size_and_sha256(content: Path | bytes) -> tuple[int, str]:

@@ -19,10 +19,11 @@ from .disk_mixing import open_pair, purify_pair
 from .disk_pair import DiskPair
 from .dtypes import MIXABLE, to_float64, words
 from .errors import FineMixingError, printable
-from .hub import LocalModel, TrustArguments, fetch_model, is_repo_id
+from .hub import LocalModel, TrustArguments, fetch_model
 from .mask_file import MASKS_NAME, MaskFile
 from .provenance import weight_files
 from .repo_contents import weights_in
+from .repo_names import is_repo_id, split_revision
 from .report import CleaningReport
 from .safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
@@ -183,7 +184,7 @@ def _find(role: str, given: str | Path | None, stated: dict[str, Any], trust: Tr
     source, revision = stated.get("id"), stated.get("revision")
     if not isinstance(source, str) or not source:
         raise FineMixingError(f"the report does not say what the {role} was: give --{role}.")
-    if revision is None and is_repo_id(source) and not Path(source).is_dir():
+    if revision is None and is_repo_id(split_revision(source)[0]) and not Path(source).is_dir():
         raise FineMixingError(
             f"the report's {role} was {source!r} at no stated commit, and no such folder is here: give --{role}."
         )

@@ -170,7 +170,10 @@ def test_a_hub_that_does_not_say_who_may_write(account, caplog):  # noqa: F811
     account.commit("me/old", {"README.md": b""})
     account.faults.append(Fault("GET", "/auth-check", 404, times=None))
     check_destination(Destination("me/old"))
-    assert "does not tell whether this token may write to me/old: only publishing will." in caplog.text
+    assert "The Hub does not tell whether it may write to me/old: only publishing will." in caplog.text
+    account.faults.append(Fault("GET", "/whoami", 404, times=None))
+    check_destination(Destination("me/old"))
+    assert "The Hub does not tell who this token is of: only publishing will." in caplog.text
 
 
 def test_a_hub_that_says_no_commit(world, account, cleaned):  # noqa: F811
@@ -235,7 +238,7 @@ def test_advice_that_fits(account, cleaned, fault, settings, said):  # noqa: F81
     account.faults.append(fault)
     message = not_published(cleaned, **settings)
     assert said in message
-    assert "run this again" not in message
+    assert "again" not in message
 
 
 def test_nobody_is_logged_in(account, cleaned, monkeypatch):  # noqa: F811

@@ -4,8 +4,8 @@ import hashlib
 import logging
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -162,7 +162,7 @@ def check_destination(destination: Destination) -> None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     api, repo_id = hub_api(destination.token), destination.repo_id
-    try:
+    with _one_line(destination):
         me: dict[str, Any] = _told(api.whoami, "who this token is of") or {}
         if ((me.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
             raise FineMixingError("the token may only read: use a token with write access to publish.")
@@ -179,10 +179,6 @@ def check_destination(destination: Destination) -> None:
                     "organisation that you belong to."
                 ) from None
         _refuse_public(destination, _visibility(api, destination))
-    except FineMixingError:
-        raise
-    except Exception as error:
-        raise hub_error(error, f"the repo {repo_id}", writing=True) from error
 
 
 def refuse_private_sources(destination: Destination, sources: Iterable[tuple[str, str]]) -> None:
@@ -197,22 +193,33 @@ def refuse_private_sources(destination: Destination, sources: Iterable[tuple[str
         [`FineMixingError`]: One of them is private, and the repo is public or would be, and the user does not say that
             it may be (`private=False`).
     """
-    api = hub_api(destination.token)
+    with _one_line(destination):
+        _refuse_private(hub_api(destination.token), destination, sources)
+
+
+def _refuse_private(api: "HfApi", destination: Destination, sources: Iterable[tuple[str, str]]) -> None:
+    if destination.private is not None or _visibility(api, destination) is True:
+        return
+    for kind, name in dict.fromkeys(sources):
+        private = False
+        with suppress(Exception):  # a Hub that does not know it, or does not tell
+            private = api.repo_info(name, repo_type=kind).private
+        if private:
+            raise FineMixingError(
+                f"the {kind} {name} is private, and {destination.repo_id} is public or would be: make it private "
+                "(--hub-private-repo, of push --private), or say that it may be public (the same with false)."
+            )
+
+
+@contextmanager
+def _one_line(destination: Destination) -> Iterator[None]:
+    """A block whose errors are told of the place that is published to."""
     try:
-        if destination.private is not None or _visibility(api, destination) is True:
-            return
+        yield
+    except FineMixingError:
+        raise
     except Exception as error:
         raise hub_error(error, f"the repo {destination.repo_id}", writing=True) from error
-    for kind, name in dict.fromkeys(sources):
-        with suppress(Exception):  # a Hub that does not know it, or does not tell
-            if api.repo_info(name, repo_type=kind).private:
-                break
-    else:
-        return
-    raise FineMixingError(
-        f"the {kind} {name} is private, and {destination.repo_id} is public or would be: make it private "
-        "(--hub-private-repo, of push --private), or say that it may be public (the same with false)."
-    )
 
 
 def _visibility(api: "HfApi", destination: Destination) -> bool | None:
@@ -318,7 +325,7 @@ class _Push:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         to = self.destination
-        refuse_private_sources(to, _sources(self.report))
+        _refuse_private(self.api, to, _sources(self.report))
         if not to.create_pr and not (to.revision or "").startswith("refs/pr/"):
             self.repo_id = self.api.create_repo(self.repo_id, private=to.private, exist_ok=True).repo_id
             if to.revision:

@@ -134,12 +134,10 @@ def push_cleaned(
             or the Hub does not take it.
     """
     folder, destination = Path(folder), Destination(repo_id, create_pr, private, revision, token)
-    report = CleaningReport.load(folder)
-    files = publishable_files(folder, report)
-    _refuse_secrets(files, token)
-    push = _Push(folder, report, files, destination)
+    push = _Push(folder, destination)
     whole = f"{folder} is whole: `{destination.command(folder)}` publishes it"
     try:
+        push.gather()
         return push.run(commit_message or "Cleaned with hf_finemix")
     except FineMixingError:
         raise
@@ -308,18 +306,24 @@ def _refuse_secrets(files: Mapping[str, Path | bytes], token: str | None) -> Non
 class _Push:
     """One commit to one place."""
 
-    def __init__(self, folder: Path, report: CleaningReport, files: dict[str, Path], destination: Destination):
-        self.folder, self.report, self.destination = folder, _without_local_paths(report), destination
+    def __init__(self, folder: Path, destination: Destination):
+        self.folder, self.destination = folder, destination
+        self.repo_id, self.parent, self.sent = destination.repo_id, None, False
+        self.api = hub_api(destination.token)
+
+    def gather(self) -> None:
+        """The report and the files, checked, as they are to be published."""
+        report = CleaningReport.load(self.folder)
+        files = publishable_files(self.folder, report)
+        _refuse_secrets(files, self.destination.token)
         self.files: dict[str, Path | bytes] = dict(files)
+        self.report = _without_local_paths(report)
         if self.report != report:
             self.files[REPORT_NAME] = self.report.to_json().encode()
-        config = FineMixingConfig.from_pretrained(folder)
+        config = FineMixingConfig.from_pretrained(self.folder)
         shown = replace(config, **{name: _last_name(getattr(config, name)) for name in _PATHS_OF_CONFIG})
         if shown != config:
             self.files[CONFIG_NAME] = shown.to_json().encode()
-        self.api = hub_api(destination.token)
-        self.repo_id, self.parent = destination.repo_id, None
-        self.sent = False
 
     def run(self, message: str) -> PublishedModel:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete

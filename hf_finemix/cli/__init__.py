@@ -82,7 +82,7 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except KeyboardInterrupt as interrupt:
-        print(f"hf-finemix: interrupted, {interrupt or 'nothing was written'}.", file=sys.stderr)
+        print(f"hf-finemix: interrupted, {str(interrupt) or 'nothing was written'}.", file=sys.stderr)
         return 130
     except FineMixingError as error:
         return _fail(str(error))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import INDEX_NAME, WEIGHTS_NAME, check_inside, read_object, sha256_of_file
 from .errors import FineMixingError
 from .hub_errors import hub_api, hub_error, is_unreachable
-from .pickles import PICKLED_NAME, convert_pickles, pickled_files
+from .pickles import PICKLED_INDEX_NAME, PICKLED_NAME, convert_pickles, pickled_files
 from .repo_contents import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
@@ -245,11 +245,13 @@ def _whole(
     Raises:
         [`FineMixingError`]: A file that is needed is not; only the card can be done without.
     """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     where = f"{what} @ {resolved.resolved[:7]} is in the cache only in part"
-    if INDEX_NAME in tree and WEIGHTS_NAME not in tree and not (folder / INDEX_NAME).is_file():
-        chosen = [INDEX_NAME]  # without which the shards are not known
-    else:
+    try:
         chosen = choose(RepoContents(what.rsplit(" ", 1)[-1], resolved, tree))
+    except LocalEntryNotFoundError:  # of an index, without which the shards are not known
+        chosen = sorted({INDEX_NAME, PICKLED_INDEX_NAME} & tree.keys())
     missing = [name for name in chosen if not (folder / name).is_file()]
     present = [name for name in chosen if name not in missing]
     if "tokenizer.json" in present:  # which holds what the vocabulary files say

@@ -57,6 +57,8 @@ def load_splits(
             raise DataError(f"the dataset {dataset} cannot be read: {_one_line(error)}") from error
         except Exception as error:
             raise hub_error(error, f"the dataset {dataset}") from error
+    if revision is not None:
+        raise DataError(f"the dataset {path} is here, of which there is no revision {revision}: leave it away.")
     files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
     files = [file for file in files if file.suffix.lower() in _FORMATS]
     if not files:

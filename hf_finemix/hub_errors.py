@@ -56,7 +56,7 @@ def logged_in(token: str | None) -> Iterator[None]:
         yield
     finally:
         if token:
-            os.environ.pop("HF_TOKEN")
+            os.environ.pop("HF_TOKEN", None)
             os.environ |= {} if before is None else {"HF_TOKEN": before}
 
 

@@ -17,7 +17,17 @@ from .hub import LocalModel, TrustArguments, fetch_model, fetch_small_files, is_
 from .hub_errors import hub_api
 from .repo_contents import ADAPTER_CONFIG_NAME, is_adapter
 
-__all__ = ["USER", "BaseClaim", "BaseFit", "check_pretrained", "claimed_base", "fetch_base", "find_base", "judge_base"]
+__all__ = [
+    "USER",
+    "BaseClaim",
+    "BaseFit",
+    "check_pretrained",
+    "chosen_base",
+    "claimed_base",
+    "fetch_base",
+    "find_base",
+    "judge_base",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +139,14 @@ def find_base(suspect: LocalModel) -> BaseClaim:
     return claim
 
 
+def chosen_base(suspect: LocalModel, config: FineMixingConfig) -> BaseClaim:
+    """The base that the user gives, or else the one that the suspect names, and which of its revisions."""
+    if given := config.base_model_name_or_path:
+        return BaseClaim(given, USER, revision=config.base_model_revision)
+    claim = find_base(suspect)
+    return replace(claim, revision=config.base_model_revision or claim.revision)
+
+
 def fetch_base(
     suspect: LocalModel, config: FineMixingConfig, trust: TrustArguments | None = None
 ) -> tuple[LocalModel, BaseClaim]:
@@ -138,12 +156,9 @@ def fetch_base(
     Raises:
         [`FineMixingError`]: It cannot be had, or the user gives none and the suspect none that can be taken.
     """
-    if given := config.base_model_name_or_path:
-        base, claim = fetch_model(given, config.base_model_revision, role="base", trust=trust), BaseClaim(given, USER)
-    else:
-        claim = find_base(suspect)
-        revision = config.base_model_revision or claim.revision
-        base = fetch_model(claim.id, revision, role="base", trust=trust, only_hub=True)
+    claim = chosen_base(suspect, config)
+    base = fetch_model(claim.id, claim.revision, role="base", trust=trust, only_hub=not claim.by_user)
+    if not claim.by_user:
         logger.info("The base is %s, named by %s.", claim.id, claim.named_by)
     publisher = [model.id.split("/")[0] for model in (suspect, base) if model.revision and "/" in model.id]
     if len(publisher) == 2 and publisher[0] == publisher[1]:

@@ -9,7 +9,7 @@ import yaml
 
 from .checkpoint import check_inside
 from .errors import FineMixingError
-from .hub import is_repo_id
+from .repo_names import is_repo_id
 from .report import CleaningReport
 
 __all__ = ["carried_over", "front_matter", "merge_yaml", "metadata_for", "metadata_of", "read_card"]

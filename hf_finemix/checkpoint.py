@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "TensorInfo",
     "check_inside",
+    "other_weights",
     "read_json",
     "read_object",
     "read_weight_map",
@@ -172,7 +173,8 @@ class Checkpoint:
         if pickles:
             found = f"only pickled weights ({', '.join(pickles[:3])}), which can run code when loaded"
             advice = "ask for a safetensors version"
-        raise FineMixingError(f"{self.folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {found}: {advice}.")
+        what = other_weights(p.name for p in self.folder.iterdir()) or f"{found}: {advice}"
+        raise FineMixingError(f"{self.folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {what}.")
 
     def _add_file(self, path: Path) -> None:
         check_inside(path, self.folder)
@@ -299,6 +301,19 @@ def row_chunks(shape: tuple[int, ...], elements: int) -> Iterator[tuple[int, int
     rows = max(1, elements // max(row, 1))
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0]), start * row
+
+
+def other_weights(names: Iterable[str]) -> str | None:
+    """Safetensors under other names, and what to do with them: nobody but the user knows that they are the model's."""
+    found = sorted(name for name in names if re.fullmatch(r"[\w.-]{1,200}\.safetensors", name))
+    if not found:
+        return None
+    listed = f"but {', '.join(found[:3])}{', …' if len(found) > 3 else ''}"
+    if found[0].startswith("adapter_model"):
+        return f"{listed}, of an adapter: give a whole model, or the adapter with its adapter_config.json"
+    if re.search(r"-\d+-of-\d+\.", found[0]):
+        return f"{listed}, shards without their index: get the index too, or give a copy that save_pretrained wrote"
+    return f"{listed}: if that is the model, give a folder in which it is called {WEIGHTS_NAME}"
 
 
 def sha256_of_file(path: Path) -> str:

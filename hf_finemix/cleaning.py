@@ -11,9 +11,11 @@ from .cleaning_job import CleaningJob
 from .config import FineMixingConfig
 from .errors import FineMixingError
 from .hub import LocalModel, fetch_model
+from .hub_errors import logged_in
 from .output import check_free_space
 from .processes import agreed, from_main, shared_output_folder
-from .publishing import Destination, check_destination, push_cleaned
+from .publishing import Destination, check_destination, push_cleaned, refuse_private_sources
+from .repo_names import split_revision
 from .report import CleaningReport
 from .settings import TRAINING_DEFAULTS, CleaningArguments, check_settings, cleaning_arguments
 
@@ -77,7 +79,8 @@ def clean(
     for source in (Path(source).expanduser().resolve() for source in read if source):
         if source.exists() and source.is_relative_to(final.resolve()):
             raise FineMixingError(f"the output folder {final} is or holds {source}, which is read: give another one.")
-    with shared_output_folder(final, overwrite=arguments.overwrite, resume=arguments.resume) as partial:
+    output = shared_output_folder(final, overwrite=arguments.overwrite, resume=arguments.resume)
+    with logged_in(training_args.hub_token), output as partial:
         with agreed(), training_args.main_process_first(desc="fetching and reading"):
             found = fetch_model(suspect, arguments.suspect_revision, role="suspect", trust=arguments)
             destination = _destination(found, arguments, training_args)
@@ -85,6 +88,8 @@ def clean(
             if main and destination is not None:
                 check_destination(destination)
             job = CleaningJob(found, arguments, config)
+            if main and destination is not None:
+                refuse_private_sources(destination, _sources(job))
             if main:
                 check_free_space(partial, sum(file.stat().st_size for file in Checkpoint(job.suspect.folder).files))
         report = job.run(job.trainer(training_args, partial))
@@ -93,6 +98,14 @@ def clean(
     if destination is not None:
         from_main(lambda: push_cleaned(final, **asdict(destination)))
     return report
+
+
+def _sources(job: CleaningJob) -> list[tuple[str, str]]:
+    """What the cleaned model is made of that is on the Hub."""
+    models = [job.suspect, job.base, *(job.reference or ())[:1]]
+    data = [] if Path(job.arguments.dataset).expanduser().exists() else [job.arguments.dataset]
+    found = [("model", model.id) for model in models if model.revision]
+    return found + [("dataset", split_revision(name)[0]) for name in data]
 
 
 def _destination(

@@ -58,9 +58,8 @@ class CleaningJob:
         self.arguments, self.seconds = arguments, {}
         self.base, claim = fetch_base(suspect, config, arguments)
         # From here on the base is the folder that was fetched, so that nothing is resolved twice.
-        self.config = config.with_base(self.base.folder)
-        revision = self.base.revision or config.base_model_revision
-        self.asked = replace(config, base_model_name_or_path=self.base.id, base_model_revision=revision)
+        self.config = config.pinned(self.base.folder, None)
+        self.asked = config.pinned(self.base.id, self.base.revision)
         with self.timed("load"):
             self.adapter = suspect if config.adapter_mode == "adapter" else None
             self.kind = find_task(suspect)

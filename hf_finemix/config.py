@@ -1,14 +1,18 @@
 """What to mix and how: the settings of Fine-mixing and E-PUR, apart from how to train."""
 
 import json
+import logging
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import FineMixingError
+from .repo_names import split_revision
 
 __all__ = ["CONFIG_NAME", "FineMixingConfig"]
+
+logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "fine_mixing_config.json"
 STRATEGIES = ("random", "average", "fisher")
@@ -28,8 +32,9 @@ class FineMixingConfig:
 
         base_model_name_or_path (`str`, *optional*):
             Hub id or local folder of the clean pre-trained model that the suspect was fine-tuned from.
+            `org/name@revision` gives the revision with it.
         base_model_revision (`str`, *optional*):
-            Branch, tag or commit of the base on the Hub.
+            Branch, tag or commit of the base on the Hub, and of no other: see [`~FineMixingConfig.with_base`].
 
         > How much is kept
 
@@ -135,7 +140,10 @@ class FineMixingConfig:
 
     def __post_init__(self):
         if self.base_model_name_or_path is not None:
-            self.base_model_name_or_path = str(self.base_model_name_or_path)  # a Path would not go into JSON
+            self.base_model_name_or_path, self.base_model_revision = split_revision(
+                str(self.base_model_name_or_path),  # a Path would not go into JSON
+                self.base_model_revision,
+            )
         # HfArgumentParser knows neither `float | "auto"` nor dicts: both may come as strings.
         if self.reserve_ratio != "auto":
             self.reserve_ratio = _fraction("reserve_ratio", self.reserve_ratio, also="'auto'")
@@ -165,19 +173,41 @@ class FineMixingConfig:
         return reserve_ratio
 
     def with_base(self, base_model: str | Path) -> "FineMixingConfig":
-        """A copy with another base. The revision belongs to the base that it was given for."""
-        revision = self.base_model_revision if str(base_model) == self.base_model_name_or_path else None
+        """
+        A copy with the base that is given beside it, which wins.
+
+        The revision belongs to the base that it was given for: to this one where the config names the same or none,
+        and not to another, which then has its main branch, or the revision in its name (`org/name@revision`).
+        """
+        name, revision = split_revision(str(base_model))
+        if revision is None and self.base_model_revision is not None:
+            if self.base_model_name_or_path in (None, name):
+                revision = self.base_model_revision
+            else:
+                logger.warning(
+                    "base_model_revision %s is of %s: %s is taken without it.",
+                    self.base_model_revision,
+                    self.base_model_name_or_path,
+                    name,
+                )
+        return self.pinned(name, revision)
+
+    def pinned(self, base_model: str | Path, revision: str | None) -> "FineMixingConfig":
+        """A copy with the base that was fetched: its id with the commit, or its folder with none."""
         return replace(self, base_model_name_or_path=str(base_model), base_model_revision=revision)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
 
+    def to_json(self) -> str:
+        """The fields as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write `fine_mixing_config.json` into a folder, which is made where it is missing."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        (Path(save_directory) / CONFIG_NAME).write_text(text, encoding="utf-8")
+        (Path(save_directory) / CONFIG_NAME).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "FineMixingConfig":

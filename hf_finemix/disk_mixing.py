@@ -94,8 +94,7 @@ def mix_checkpoints(
         folder = stack.enter_context(output_folder(Path(out), overwrite=overwrite))
         models = [fetch_model(suspect, suspect_revision, role="suspect", trust=trust)]
         base_model, claim = fetch_base(models[0], config, trust)
-        revision = base_model.revision or config.base_model_revision
-        config = replace(config, base_model_name_or_path=base_model.id, base_model_revision=revision)
+        config = config.pinned(base_model.id, base_model.revision)
         if config.adapter_mode == "adapter":
             return _mix_adapter(models[0], base_model, claim, folder, config, command, started)
         models = [full_model(models[0], base_model), base_model]

@@ -10,15 +10,15 @@ from typing import Any
 
 from .adapters import Adapter, merged_headers
 from .architectures import read_model_config
-from .base_model import find_base
+from .base_model import chosen_base
 from .checkpoint import Checkpoint, TensorInfo, check_inside, read_json
 from .config import FineMixingConfig
 from .disk_pair import DiskPair
 from .dtypes import SAFETENSORS_NAMES
 from .errors import FineMixingError, printable
-from .hub import LocalModel, TrustArguments, check_custom_code, fetch_small_files, is_folder
+from .hub import LocalModel, TrustArguments, check_custom_code, fetch_model, fetch_small_files, local_folder
 from .hub_errors import hub_error
-from .repo_contents import ADAPTER_WEIGHTS_NAME, RepoContents, is_adapter, needed_files, size_text
+from .repo_contents import ADAPTER_WEIGHTS_NAME, RepoContents, has_pickles, is_adapter, needed_files, size_text
 from .safe_config import refuse_adapter
 
 __all__ = ["MixPlan", "plan_mix"]
@@ -101,7 +101,8 @@ def plan_mix(
     out: str | Path = "mixed",
 ) -> MixPlan:
     """
-    Plan a mix without reading a weight, and without fetching one from the Hub. Nothing is written.
+    Plan a mix without reading a weight, and without fetching one from the Hub. Nothing is written. Pickled weights
+    have no headers: with `trust.allow_pickle` they are fetched and read.
 
     Args:
         suspect (`str` or `Path`): Hub id or local folder of the fine-tuned model.
@@ -119,12 +120,10 @@ def plan_mix(
     config = config or FineMixingConfig()
     if base is not None:
         config = config.with_base(base)
-    sides = [_headers(suspect, suspect_revision, "suspect")]
-    if config.base_model_name_or_path:
-        sides.append(_headers(config.base_model_name_or_path, config.base_model_revision, "base"))
-    else:
-        claim = find_base(sides[0].model)
-        sides.append(_headers(claim.id, config.base_model_revision, "base", only_hub=True))
+    trust = trust or TrustArguments()
+    sides = [_headers(suspect, suspect_revision, "suspect", trust)]
+    claim = chosen_base(sides[0].model, config)
+    sides.append(_headers(claim.id, claim.revision, "base", trust, only_hub=not claim.by_user))
     merging, content = is_adapter(sides[0].model.folder), None
     if config.adapter_mode == "adapter":
         return _plan_adapter(sides, config, Path(out))
@@ -134,7 +133,7 @@ def plan_mix(
     plan = MixPlan(sides[0].described(), sides[1].described(), architecture)
     output = plan.suspect["bytes"]
     try:
-        check_custom_code(sides[0].model, trust or TrustArguments())
+        check_custom_code(sides[0].model, trust)
         settings = replace(config, reserve_ratio=0.5 if config.reserve_ratio == "auto" else config.reserve_ratio)
         pair = DiskPair.from_headers(sides[0].tensors, sides[1].tensors, architecture, model_config, settings)
     except FineMixingError as error:
@@ -220,17 +219,21 @@ class _Headers:
         return read_json(path)
 
 
-def _headers(source: str | Path, revision: str | None, role: str, only_hub: bool = False) -> _Headers:
-    if not only_hub and is_folder(str(source), role):
-        model = LocalModel(str(source), Path(source).expanduser())
-    else:
+def _headers(
+    source: str | Path, revision: str | None, role: str, trust: TrustArguments, only_hub: bool = False
+) -> _Headers:
+    model = None if only_hub else local_folder(str(source), revision, role)
+    whole = model is not None
+    if model is None:
         model = fetch_small_files(str(source), revision, role=role)
     if role == "base" or not is_adapter(model.folder):
         refuse_adapter(model.folder, model.id)
-    if model.contents is None:  # a folder, or all of a repo in the cache
-        only = model.folder / ADAPTER_WEIGHTS_NAME if is_adapter(model.folder) else None
-        return _Headers(model, Checkpoint(model.folder, only=only).tensors)
-    return _headers_on_hub(model, model.contents, role)
+    if model.contents is not None and not (trust.allow_pickle and has_pickles(model.contents)):
+        return _headers_on_hub(model, model.contents, role)
+    if trust.allow_pickle or not whole:  # pickles to read, or a repo in the cache, where its weights have to be
+        model = fetch_model(source, revision, role=role, trust=trust, only_hub=only_hub, to_read=False)
+    only = model.folder / ADAPTER_WEIGHTS_NAME if is_adapter(model.folder) else None
+    return _Headers(model, Checkpoint(model.folder, only=only).tensors)
 
 
 def _headers_on_hub(model: LocalModel, contents: RepoContents, role: str) -> _Headers:

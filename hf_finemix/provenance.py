@@ -30,9 +30,14 @@ _LIBRARIES = (
 
 
 def described(model: LocalModel, *, hashes: bool = True) -> dict[str, Any]:
-    """Id, commit (`None` for a local folder), the SHA-256 of each weight file, and what the Hub says of its safety."""
-    files = {file.name: sha256_of_file(file) for file in weight_files(model)} if hashes else None
-    described = {"id": model.id, "revision": model.revision, "sha256": files}
+    """
+    Id, commit (`None` for a local folder), the SHA-256 of each weight file (without `hashes` where it is known
+    already, else `None`), and what the Hub says of its safety.
+    """
+    files = weight_files(model)  # of which those of a repo were hashed when they were fetched
+    found = {file.name: model.sha256.get(file.name) or (sha256_of_file(file) if hashes else None) for file in files}
+    known = found if all(found.values()) else None
+    described = {"id": model.id, "revision": model.revision, "sha256": known}
     return described if model.security is None else {**described, "security": model.security}
 
 

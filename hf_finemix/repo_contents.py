@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, read_json
+from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, other_weights, read_json
 from .errors import FineMixingError, printable
 from .hub_errors import hub_api
 from .pickles import PICKLED_INDEX_NAME, PICKLED_NAME
@@ -19,6 +19,7 @@ __all__ = [
     "ADAPTER_CONFIG_NAME",
     "ADAPTER_WEIGHTS_NAME",
     "RepoContents",
+    "has_pickles",
     "inspect_repo",
     "is_adapter",
     "needed_files",
@@ -64,6 +65,7 @@ class RepoContents:
         id (`str`): `org/name`.
         revision (`ResolvedRevision`): What was asked for, and the commit it stands for.
         sizes (`dict[str, int]`): Every file and its bytes.
+        sha256 (`dict[str, str]`): Of the large ones.
         tags (`list[str]`): As the Hub has them; `custom_code` says that the repo brings code.
         scan (`str`): How far the Hub's own scan is: `"finished"`, `"unfinished"` or `"unknown"`.
         flagged (`dict[str, str]`): Files in which the scan found something, and how bad it calls them.
@@ -72,6 +74,7 @@ class RepoContents:
     id: str
     revision: "ResolvedRevision"
     sizes: dict[str, int]
+    sha256: dict[str, str] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
     scan: str = "unknown"
     flagged: dict[str, str] = field(default_factory=dict)
@@ -106,7 +109,10 @@ def inspect_repo(repo: str, revision: str | None = None) -> RepoContents:
         [`FineMixingError`]: The repo is disabled, or what it lists cannot be.
         `Exception`: What [`hub_error`] makes one line of.
     """
-    resolved = hub_api().resolve_revision(repo, revision=revision)  # once; everything else is asked of that commit
+    try:
+        resolved = hub_api().resolve_revision(repo, revision=revision)  # everything else is asked of that commit
+    except AssertionError as error:  # what the client makes of an answer without a commit
+        raise FineMixingError(f"{repo}: the Hub does not say at which commit it is: check HF_ENDPOINT.") from error
     info = hub_api().model_info(repo, revision=resolved.resolved, files_metadata=True, securityStatus=True)
     if info.disabled:
         raise FineMixingError(f"{repo} is disabled on the Hub: it is not to be had, take another model.")
@@ -118,6 +124,7 @@ def inspect_repo(repo: str, revision: str | None = None) -> RepoContents:
         id=repo,
         revision=resolved,
         sizes={file.rfilename: file.size or 0 for file in info.siblings or ()},
+        sha256={file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs and file.lfs.sha256},
         tags=[str(tag) for tag in info.tags or ()],
         scan="unknown" if finished is None else "finished" if finished is True else "unfinished",
         flagged={
@@ -162,14 +169,27 @@ def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[
     return chosen
 
 
+def has_pickles(contents: RepoContents) -> bool:
+    """Whether its weights are pickled, and in no other form there."""
+    names = contents.sizes
+    adapter = ADAPTER_CONFIG_NAME in names and ADAPTER_WEIGHTS_NAME in names
+    return not adapter and WEIGHTS_NAME not in names and INDEX_NAME not in names and bool(_pickles(contents))
+
+
+def _pickles(contents: RepoContents) -> list[str]:
+    return [name for name in (PICKLED_NAME, PICKLED_INDEX_NAME) if name in contents.sizes]
+
+
 def _pickled(contents: RepoContents, allow: bool) -> list[str]:
-    found = [name for name in (PICKLED_NAME, PICKLED_INDEX_NAME) if name in contents.sizes]
+    found = _pickles(contents)
     pickles = [name for name in contents.code_and_pickles() if not name.endswith((".py", ".sh"))]
     if not found:
-        what = f"only {', '.join(pickles[:3])}" if pickles else "no weights at all"
-        raise FineMixingError(
-            f"{contents.id} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {what}: ask for a safetensors version."
+        what = other_weights(contents.sizes) or (
+            f"only {', '.join(pickles[:3])}: ask for a safetensors version"
+            if pickles
+            else "no weights at all: ask for a safetensors version"
         )
+        raise FineMixingError(f"{contents.id} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {what}.")
     if not allow:
         raise FineMixingError(
             f"{contents.id} has only pickled weights ({found[0]}), which can run code when loaded: ask for a "

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from .checkpoint import sha256_of_file
 from .errors import DataError
 from .hub_errors import hub_api, hub_error
+from .repo_names import split_revision
 
 __all__ = ["load_splits", "split_rows"]
 
@@ -38,7 +39,7 @@ def load_splits(
     """
     if not dataset:
         raise DataError("no clean data: give dataset (--dataset), a Hub id, a folder or a file.")
-    dataset = str(dataset)
+    dataset, revision = split_revision(str(dataset), revision)
     path = Path(dataset).expanduser()
     origin: dict[str, Any] = {"id": dataset, "config": config, "sha": None}
     if not path.exists():
@@ -56,6 +57,8 @@ def load_splits(
             raise DataError(f"the dataset {dataset} cannot be read: {_one_line(error)}") from error
         except Exception as error:
             raise hub_error(error, f"the dataset {dataset}") from error
+    if revision is not None:
+        raise DataError(f"the dataset {path} is here, of which there is no revision {revision}: leave it away.")
     files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
     files = [file for file in files if file.suffix.lower() in _FORMATS]
     if not files:

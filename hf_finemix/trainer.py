@@ -31,6 +31,7 @@ from .curvature import fisher_information
 from .errors import FineMixingError
 from .frequency import token_frequencies
 from .hub import LocalModel, fetch_model
+from .hub_errors import logged_in
 from .lora_on_mix import MIXED_BASE, check_lora, load_mixed_base, name_base, save_merged, save_mixed_base
 from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
@@ -220,6 +221,15 @@ class FineMixingMixin:
         mixed = self.config_of_mix is not None and self.config_of_mix.adapter_mode == "merge"
         return mixed and hasattr(self.model, "peft_config")
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As [`~transformers.Trainer.init_hf_repo`], and tell before training what could not be published after it."""
+        if self.mixing_config is not None:
+            from .trainer_publishing import check_publishing
+
+            with agreed():
+                check_publishing(self, token, private)
+        super().init_hf_repo(token, private)
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -314,7 +324,8 @@ class FineMixingMixin:
 
     def _mix(self, model: nn.Module, ratio: float) -> None:
         config = replace(self.mixing_config, reserve_ratio=ratio)
-        with agreed(), self.args.main_process_first(desc="fetching the base"):
+        hub = logged_in(self.args.hub_token)
+        with agreed(), hub, self.args.main_process_first(desc="fetching the base"):
             if self.base is None:
                 self.base = fetch_model(config.base_model_name_or_path, config.base_model_revision, role="base")
         with whole_model(model) as whole:
@@ -323,7 +334,8 @@ class FineMixingMixin:
             name_base(model, self.base.id, self.base.revision)
         elif hasattr(model, "peft_config"):  # which is not there before a checkpoint is saved
             name_base(model, str((Path(self.args.output_dir) / MIXED_BASE).absolute()))
-        self._mixed, self.config_of_mix, self._mixed_base = True, config, None
+        self._mixed, self.config_of_mix = True, config.pinned(self.base.id, self.base.revision)
+        self._mixed_base = None
         kept = [name for name, tensor in self.mixing_record.tensors.items() if tensor["rule"].startswith("kept")]
         logger.info(
             "Mixed %d tensors with ρ = %g, kept %d (%s), purified %d embeddings",

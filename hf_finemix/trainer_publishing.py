@@ -11,19 +11,20 @@ from .checkpoint import sha256_of_file
 from .drift import drift_by_layer
 from .errors import FineMixingError
 from .figures import draw_figures
-from .hub import LocalModel, cached_folder, is_repo_id
+from .hub import LocalModel, cached_folder, cached_folders
 from .hub_errors import hub_api
 from .model_card import card_in_folder
 from .output import write_text
 from .provenance import described, described_training, peak_memory, versions
-from .publishing import push_cleaned
+from .publishing import Destination, check_destination, push_cleaned, refuse_private_sources
 from .repo_contents import weights_in
+from .repo_names import is_repo_id
 from .report import CleaningReport
 
 if TYPE_CHECKING:
     from .trainer import FineMixingTrainer
 
-__all__ = ["publish_trained", "training_report", "write_card"]
+__all__ = ["check_publishing", "publish_trained", "training_report", "write_card"]
 
 _TASKS = {
     "ForSequenceClassification": "text-classification",
@@ -62,17 +63,35 @@ def publish_trained(
     card.pop("model_name", None)
     trainer.create_model_card(**card)
 
+    to = _destination(trainer, token, private, revision)
+
     def publish() -> Any:
-        return push_cleaned(
-            args.output_dir,
-            trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name,
-            private=args.hub_private_repo if private is None else private,
-            revision=revision or args.hub_revision,
-            commit_message=commit_message,
-            token=token or args.hub_token,
-        ).commit_info
+        return push_cleaned(args.output_dir, **asdict(to), commit_message=commit_message).commit_info
 
     return publish() if blocking else hub_api().run_as_future(publish)
+
+
+def check_publishing(trainer: "FineMixingTrainer", token: str | None, private: bool | None) -> None:
+    """Tell before training what could not be published after it. Raises a [`FineMixingError`]."""
+    if not trainer.is_world_process_zero():
+        return
+    destination = _destination(trainer, token, private)
+    check_destination(destination)
+    names = (getattr(trainer.model, "name_or_path", None), trainer.mixing_config.base_model_name_or_path)
+    named = [name for name in names if name and is_repo_id(name) and not Path(name).is_dir()]
+    refuse_private_sources(destination, [("model", name) for name in named])
+
+
+def _destination(
+    trainer: "FineMixingTrainer", token: str | None, private: bool | None, revision: str | None = None
+) -> Destination:
+    args = trainer.args
+    return Destination(
+        trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name,
+        private=args.hub_private_repo if private is None else private,
+        revision=revision or args.hub_revision,
+        token=token or args.hub_token,
+    )
 
 
 def write_card(
@@ -121,7 +140,9 @@ def training_report(trainer: "FineMixingTrainer") -> CleaningReport:
         suspect=described(suspect)
         if suspect.folder.is_dir()
         else {"id": suspect.id, "revision": None, "sha256": None},
-        base={**described(trainer.base), "named_by": USER} if trainer.base else {"id": config.base_model_name_or_path},
+        base={**described(trainer.base), "named_by": USER}
+        if trainer.base
+        else {"id": config.base_model_name_or_path, "revision": config.base_model_revision, "named_by": USER},
         mixing={
             **config.to_dict(),
             "tensors": record.tensors if record else {},
@@ -163,4 +184,6 @@ def _suspect(trainer: "FineMixingTrainer") -> LocalModel:
     if folder is None or not any(folder.glob("*.safetensors")):
         return LocalModel(name, Path("/nonexistent"))
     on_hub = is_repo_id(name) and folder != Path(name)
+    if on_hub and len(cached_folders(name)) > 1:  # nobody can tell any more which one it was
+        return LocalModel(name, Path("/nonexistent"))
     return LocalModel(name, folder, folder.name if on_hub else None)

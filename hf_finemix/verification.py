@@ -13,16 +13,17 @@ import numpy as np
 from .adapters import full_model
 from .alignment import KEPT_HEAD, REINITIALISED_HEAD
 from .architectures import disk_layout
-from .checkpoint import Checkpoint, read_json, sha256_of_file
+from .checkpoint import Checkpoint, TensorInfo, read_json, sha256_of_file
 from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
 from .disk_pair import DiskPair
-from .dtypes import to_float64, words
+from .dtypes import MIXABLE, to_float64, words
 from .errors import FineMixingError, printable
-from .hub import LocalModel, TrustArguments, fetch_model, is_repo_id
+from .hub import LocalModel, TrustArguments, fetch_model
 from .mask_file import MASKS_NAME, MaskFile
 from .provenance import weight_files
 from .repo_contents import weights_in
+from .repo_names import is_repo_id, split_revision
 from .report import CleaningReport
 from .safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
@@ -165,8 +166,9 @@ def _check_settings(config: FineMixingConfig, report: CleaningReport, other_base
         for name, value in config.to_dict().items()
         if name in known and report.mixing[name] != value
     ]
-    stated = report.base.get("id"), report.base.get("revision")
-    if not other_base and stated != (config.base_model_name_or_path, config.base_model_revision):
+    named, revision = report.base.get("id"), config.base_model_revision  # without one it contradicts no commit
+    same = named == config.base_model_name_or_path and revision in (None, report.base.get("revision"))
+    if not other_base and not same:
         found.problems.append("fine_mixing_config.json and the report differ in the base")
     for pattern in config.module_ratios or {}:
         if len(pattern) > 500 or re.search(r"[+*}][?+]?\)+[+*{?]", pattern):
@@ -182,9 +184,9 @@ def _find(role: str, given: str | Path | None, stated: dict[str, Any], trust: Tr
     source, revision = stated.get("id"), stated.get("revision")
     if not isinstance(source, str) or not source:
         raise FineMixingError(f"the report does not say what the {role} was: give --{role}.")
-    if revision is None and is_repo_id(source) and not Path(source).is_dir():
+    if revision is None and is_repo_id(split_revision(source)[0]) and not Path(source).is_dir():
         raise FineMixingError(
-            f"the report's {role} was the local folder {source!r}, which is not here: give --{role}."
+            f"the report's {role} was {source!r} at no stated commit, and no such folder is here: give --{role}."
         )
     if revision is not None and not (isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision)):
         raise FineMixingError(f"the report's {role} has a revision that is no commit: give --{role}.")
@@ -284,6 +286,14 @@ def _compare_elements(
     found.problems += [f"{name} is not finite" for name in sorted(bad)[:3]]
 
 
+def _is_as_wide(ours: TensorInfo | None, suspect: TensorInfo) -> bool:
+    """Whether a cleaned tensor is of the suspect's shape and dtype, or of the wider one that a Trainer trained in."""
+    if ours is None or ours.shape != suspect.shape:
+        return False
+    wider = {ours.dtype, suspect.dtype} <= MIXABLE and ours.nbytes > suspect.nbytes
+    return ours.dtype == suspect.dtype or wider
+
+
 def _compare_digests(
     pair: DiskPair,
     sides: list[Checkpoint],
@@ -309,7 +319,7 @@ def _compare_digests(
             found.not_checked.append(f"{name}, which was initialised anew")
         else:
             derived.append(tensor)
-        if mix.tensors.get(names.get(name)) != tensor.info:
+        if not _is_as_wide(mix.tensors.get(names.get(name)), tensor.info):
             found.problems.append(
                 f"{name} has not the shape and dtype in the cleaned model that it has in the suspect"
             )
@@ -322,12 +332,15 @@ def _compare_digests(
         size, (sha256, distances) = tensor.info.nbytes // tensor.info.elements, sums[tensor.name]
         for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad, masks):
             sha256.update(raw)
-            if tensor.base_dtype is not None and mix.tensors.get(names.get(tensor.name)) == tensor.info:
-                there, theirs = np.empty_like(raw), np.empty_like(raw)
-                mix.read_into(names[tensor.name], memoryview(there), first * size)
+            ours = mix.tensors.get(names.get(tensor.name))
+            if tensor.base_dtype is not None and _is_as_wide(ours, tensor.info):
+                wide = ours.nbytes // ours.elements
+                there, theirs = np.empty(raw.size // size * wide, dtype=np.uint8), np.empty_like(raw)
+                mix.read_into(names[tensor.name], memoryview(there), first * wide)
                 sides[0].read_into(tensor.source, memoryview(theirs), first * size)
                 w, m, s = (
-                    to_float64(words(side, tensor.info.dtype), tensor.info.dtype) for side in (there, raw, theirs)
+                    to_float64(words(side, dtype), dtype)
+                    for side, dtype in ((there, ours.dtype), (raw, tensor.info.dtype), (theirs, tensor.info.dtype))
                 )
                 distances += [((one - other) ** 2).sum() for one, other in ((w, m), (w, s), (m, s))]
 

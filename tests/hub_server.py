@@ -18,7 +18,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-__all__ = ["Fault", "HubServer"]
+__all__ = ["SIGNATURE", "Fault", "HubServer"]
+
+SIGNATURE = "whoever-has-this-may-write"  # of the URLs that large files are sent to
 
 Files = dict[str, bytes]
 
@@ -73,7 +75,9 @@ class HubServer:
     Attributes:
         repos (`dict`): (kind, id) → folder or repo.
         tokens (`dict[str, tuple[str, str]]`): Token → user and role ("read" or "write").
-        settings (`dict[str, dict]`): Id → `private`, `gated`, `disabled`, `security`, `tags`, `base_models`.
+        settings (`dict[str, dict]`): Id → `private`, `gated`, `disabled`, `security`, `tags`, `base_models`, and what
+            a Hub of somebody else's may do: `no_sha` in what it says of a repo, `relative_urls` of commits, `served`
+            (file → other bytes than it lists), `compare` (the branch with which uploads are compared).
         quota (`int`, *optional*): Bytes of large files that are taken.
         faults (`list[Fault]`): What goes wrong.
         requests (`list[str]`): Method and path of each request.
@@ -315,7 +319,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._point(repo, action, rest[0], json.loads(body or b"{}"))
             if action == "preupload":
                 self._writer(name, pull_request or rest[0].startswith("refs/pr/"))
-                return self._preupload(self.hub.at(kind, name, rest[0])[1], json.loads(body)["files"])
+                branch = settings.get("compare", rest[0])
+                return self._preupload(self.hub.at(kind, name, branch)[1], json.loads(body)["files"])
             if action == "commit":
                 user = self._writer(name, pull_request or rest[0].startswith("refs/pr/"))
                 return self._commit(repo, name, rest[0], pull_request, body, user)
@@ -337,6 +342,8 @@ class _Handler(BaseHTTPRequestHandler):
         }
         info |= {"private": settings.get("private", False), "disabled": settings.get("disabled", False)}
         info["tags"] = settings.get("tags", [])
+        if settings.get("no_sha"):
+            del info["sha"]
         entries = [_entry(file, content) for file, content in files.items()]
         keys = ("size", "lfs") if "blobs" in query else ()
         info["siblings"] = [
@@ -360,7 +367,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Answer(404, "RevisionNotFound") from error
         if file not in files:
             raise _Answer(404, "EntryNotFound", **{"X-Repo-Commit": sha})
-        content, entry = files[file], _entry(file, files[file])
+        content, entry = settings.get("served", {}).get(file, files[file]), _entry(file, files[file])
         headers = {"X-Repo-Commit": sha, "ETag": f'"{entry["oid"]}"'}
         if "lfs" in entry:
             headers |= {"X-Linked-Etag": f'"{entry["lfs"]["oid"]}"', "X-Linked-Size": str(len(content))}
@@ -375,7 +382,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{name}"
         if ("models", name) in self.hub.repos:
             return self._send(409, json.dumps({"url": url}).encode(), {"Content-Type": "application/json"})
-        self.hub.settings[name] = {"private": asked.get("visibility") == "private" or asked.get("private") is True}
+        private = asked.get("visibility") == "private" or asked.get("private") is True
+        self.hub.settings[name] = {**self.hub.settings.get(name, {}), "private": private}
         self.hub.commit(name, {".gitattributes": b"*.safetensors filter=lfs\n"}, title="initial commit")
         return self._json({"url": url})
 
@@ -411,7 +419,9 @@ class _Handler(BaseHTTPRequestHandler):
             if item["oid"] not in large:
                 if self.hub.quota is not None and item["size"] > self.hub.quota:
                     raise _Answer(403, message="Private repository storage limit reached")
-                item["actions"] = {"upload": {"href": f"{self.hub.url}/large/{item['oid']}", "header": {}}}
+                item["actions"] = {
+                    "upload": {"href": f"{self.hub.url}/large/{item['oid']}?Signature={SIGNATURE}", "header": {}}
+                }
             answer.append(item)
         self._json({"transfer": "basic", "objects": answer})
 
@@ -447,7 +457,8 @@ class _Handler(BaseHTTPRequestHandler):
                 repo.requests.append({**opened, "revision": branch})
                 answer["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/{number}"
             sha = repo.commit(branch, files, header["summary"], parent=head)
-        self._json({**answer, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "success": True})
+        origin = "" if self.hub.settings.get(name, {}).get("relative_urls") else self.hub.url
+        self._json({**answer, "commitOid": sha, "commitUrl": f"{origin}/{name}/commit/{sha}", "success": True})
 
     # ---- Answering
 

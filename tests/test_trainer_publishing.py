@@ -12,7 +12,7 @@ from transformers import BertForSequenceClassification, Trainer, TrainingArgumen
 from hf_finemix import CleaningReport, FineMixingConfig, FineMixingError, FineMixingTrainer
 from hf_finemix.metrics import compute_classification_metrics
 
-TOKEN = "hf_" + "w" * 34
+TOKEN, READ = "hf_" + "w" * 34, "hf_" + "r" * 34
 SAFE = {
     "README.md",
     "cleaning_report.json",
@@ -250,3 +250,33 @@ def test_a_resumed_training_still_says_what_was_mixed(account, base_folder, susp
     report = CleaningReport.load(tmp_path / "out")
     assert report.mixing["tensors"] == first.mixing_record.tensors
     assert ("masks.safetensors" in account.head("me/cured")) is (strategy == "fisher")
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "said"),
+    [
+        ("hf_" + "x" * 34, "me/cured", "the token is not valid: log in again"),
+        (READ, "reader/cured", "the token may only read"),
+        (TOKEN, "other/cured", "was refused .*: use a token with write access to it"),
+        (TOKEN, "me/cured", "the model me/suspect is private, and me/cured is public or would be"),
+    ],
+)
+def test_what_cannot_be_published_is_told_before_the_training(
+    account, base_folder, suspect_folder, tmp_path, token, repo, said
+):
+    account.tokens[READ] = ("reader", "read")
+    account.commit("other/cured", {"README.md": b"# Theirs\n"})
+    if "suspect" in said:
+        files = {path.name: path.read_bytes() for path in suspect_folder.iterdir()}
+        account.commit("me/suspect", files)
+        suspect_folder = "me/suspect"
+        account.settings["me/suspect"] = {"private": True}
+    with pytest.raises(FineMixingError, match=said) as error:
+        make(tmp_path / "out", base_folder, suspect_folder, hub_model_id=repo, hub_token=token)
+    assert "\n" not in str(error.value)
+    assert token not in str(error.value)
+    if "suspect" in said:
+        trainer = make(tmp_path / "out", base_folder, suspect_folder, hub_model_id=repo, hub_private_repo=True)
+        trainer.train()
+        trainer.push_to_hub()
+        assert account.settings["me/cured"]["private"]

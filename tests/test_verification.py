@@ -283,7 +283,11 @@ def test_a_new_head_is_told_as_not_checked(suspect_folder, base_folder, data_fol
     [
         (lambda c: c["suspect"].update(revision="main"), "a revision that is no commit"),
         (lambda c: c["suspect"].update(revision="0" * 40), "is '.*' on the Hub, and here is a folder"),
-        (lambda c: c["suspect"].update(id="org/name"), "was the local folder 'org/name', which is not here"),
+        (
+            lambda c: c["suspect"].update(id="org/name"),
+            "'org/name' at no stated commit, and no such folder is here",
+        ),
+        (lambda c: c["suspect"].update(id="org/name@main"), "at no stated commit, and no such folder is here"),
         (lambda c: c["suspect"].update(id="~nobody/x" * 100), "neither a folder nor a Hub id"),
     ],
 )

@@ -81,8 +81,8 @@ def _run(arguments: list[str]) -> int:
         return importlib.import_module(f"{__name__}.{name}").main(rest)
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
-        print("hf-finemix: interrupted, nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"hf-finemix: interrupted, {str(interrupt) or 'nothing was written'}.", file=sys.stderr)
         return 130
     except FineMixingError as error:
         return _fail(str(error))

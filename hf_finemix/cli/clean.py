@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
                 command=_without_secrets(argv),
                 **asdict(arguments),
             )
-    except KeyboardInterrupt:
-        if not arguments.resume:
+    except KeyboardInterrupt as interrupt:
+        if not arguments.resume or str(interrupt):  # whose words say that the folder is whole
             raise
         print(
             f"hf-finemix: interrupted; the same command goes on from {training_args.output_dir}.partial.",

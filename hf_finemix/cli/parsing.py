@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging as transformers_logging
 
 from ..errors import FineMixingError
@@ -39,6 +40,9 @@ class CommandParser(HfArgumentParser):
     ):
         super().__init__(dataclass_types, prog=f"hf-finemix {command}", allow_abbrev=False)
         self.set_defaults(**(defaults or {}))
+        for action in self._actions:
+            if action.type is string_to_bool and action.nargs is None:  # one that may be left open: a switch as well
+                action.nargs, action.const = "?", True
         self._model = None
         if positional:
             what = {"folder": "Folder that clean wrote.", "recipe": "YAML file, see benchmarks/recipes."}
@@ -119,13 +123,20 @@ def print_json(value: Any) -> None:
 
 
 def log_plainly() -> None:
-    """Notable things of this package as plain lines on standard error; the Hub's progress bars on a terminal only."""
+    """
+    Notable things of this package as plain lines on standard error; nothing of the libraries, whose failures are told
+    once, by our error; the Hub's progress bars on a terminal only.
+    """
+    from huggingface_hub.utils import logging as hub_logging
+
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("hf_finemix")
     package.handlers = [handler]
     package.setLevel(logging.INFO)
     package.propagate = False
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     if not sys.stderr.isatty():
         from huggingface_hub.utils import disable_progress_bars
 
@@ -137,7 +148,6 @@ def quiet_unless_terminal(main_process: bool = True) -> None:
     import datasets
 
     log_plainly()
-    transformers_logging.set_verbosity_error()
     if not main_process:
         logging.getLogger("hf_finemix").setLevel(logging.CRITICAL)
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told once, by the error

@@ -14,7 +14,12 @@ class PushArguments:
     """Where to, and how. The token is the one of `hf auth login`, or `HF_TOKEN`."""
 
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request there, with the report."})
-    private: bool = field(default=False, metadata={"help": "Make the repo private, where it is made anew."})
+    private: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Make the repo private, where it is made anew; 'false': public even if made of private parts."
+        },
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch; made where it is missing."})
     commit_message: str | None = field(default=None, metadata={"help": "First line of the commit."})
 
@@ -29,7 +34,7 @@ def main(argv: list[str]) -> int:
         rest.folder,
         rest.repo_id,
         create_pr=arguments.create_pr,
-        private=arguments.private or None,
+        private=arguments.private,
         revision=arguments.revision,
         commit_message=arguments.commit_message,
     )

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -28,6 +28,7 @@ __all__ = [
     "read_weight_map",
     "row_chunks",
     "sha256_of_file",
+    "wrapper_of",
 ]
 
 WEIGHTS_NAME = "model.safetensors"
@@ -76,7 +77,9 @@ class Checkpoint:
             A single file in it to read in place of these.
 
     Attributes:
-        tensors (`dict[str, TensorInfo]`): Every tensor by its name on disk, in the order of the files.
+        tensors (`dict[str, TensorInfo]`): Every tensor by its name on disk, in the order of the files; without the
+            `wrapper`.
+        wrapper (`str`): What [`wrapper_of`] finds before all names.
         files (`list[Path]`): The weight files.
 
     Raises:
@@ -98,6 +101,10 @@ class Checkpoint:
                 raise FineMixingError(
                     f"{self.folder / INDEX_NAME} says that {name[:200]!r} is in {file!r}, but it is not."
                 )
+        self.wrapper = wrapper_of(self.tensors)
+        if self.wrapper:
+            self.tensors = {name.removeprefix(self.wrapper): info for name, info in self.tensors.items()}
+            self._place = {name.removeprefix(self.wrapper): place for name, place in self._place.items()}
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
@@ -299,6 +306,16 @@ def row_chunks(shape: tuple[int, ...], elements: int) -> Iterator[tuple[int, int
     rows = max(1, elements // max(row, 1))
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0]), start * row
+
+
+def wrapper_of(names: Collection[str]) -> str:
+    """What all names begin with where a model was saved as torch compiles it or spreads it over processes."""
+    found = ""
+    for part in re.findall(r"(?:module|_orig_mod)\.", next(iter(names), "")):
+        if not all(name.startswith(found + part) for name in names):
+            break
+        found += part
+    return found
 
 
 def sha256_of_file(path: Path) -> str:

@@ -231,6 +231,7 @@ class FineMixingMixin:
                 token_frequencies=frequencies,
                 special_token_ids=special,
                 curvature=self._curvature,
+                vocabulary=self.processing_class.get_vocab() if self._has_tokenizer() else None,
             )
 
     def _mix(self, model: nn.Module, ratio: float) -> None:
@@ -288,9 +289,12 @@ class FineMixingMixin:
             dataset = self._remove_unused_columns(dataset, description="curvature")
         return DataLoader(dataset, batch_size=1, collate_fn=self.data_collator)
 
+    def _has_tokenizer(self) -> bool:
+        return isinstance(self.processing_class, PreTrainedTokenizerBase)
+
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """The user's tokenizer, or else the base's: E-PUR needs to know which token a row stands for."""
-        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+        if self._has_tokenizer():
             return self.processing_class
         tokenizer = load_tokenizer(self.base.folder)
         if tokenizer is None:

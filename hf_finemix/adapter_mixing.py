@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .checkpoint import Checkpoint
+from .architectures import ties_of_base
+from .checkpoint import Checkpoint, read_object
 from .comparison import compare_with_base
 from .config import FineMixingConfig
 from .conversion import LoadedLayout
@@ -59,7 +60,8 @@ def rule_of(name: str, base_names: Collection[str]) -> str:
 
     Args:
         name (`str`): As in its file, without `base_model.model.`.
-        base_names (`Collection[str]`): Names of the base's tensors, with the model's prefix or without.
+        base_names (`Collection[str]`): Names of the base's tensors, with the model's prefix or without; and of what is
+            tied to them.
     """
     if _DIRECTION.search(name):
         return KEPT_DIRECTION
@@ -108,7 +110,8 @@ def mix_adapter(
     parameters = adapter_parameters(model)
     check_mixable(model, config)
     _check_under(model, base)
-    base_names = LoadedLayout(base, model.get_base_model()).tensors
+    base_names = LoadedLayout(base, model.get_base_model()).tensors.keys()
+    base_names |= ties_of_base(read_object(base.folder, "config.json"), base_names, parameters).keys()
     untrained = {
         name: _untrained(model, name, tensor.data)
         for name, tensor in parameters.items()

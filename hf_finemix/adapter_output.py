@@ -30,7 +30,7 @@ def adapter_to_train(suspect: LocalModel, base: LocalModel, config: FineMixingCo
         raise FineMixingError(
             f"adapter_mode='adapter' is for LoRA adapters, and {suspect.id} is a whole model: leave it."
         )
-    model, _ = load_adapter(suspect, base)
+    model, _ = load_adapter(suspect, base, to_stay=True)
     check_mixable(model, config)
     parameters = {id(parameter) for parameter in adapter_parameters(model).values()}
     for parameter in model.parameters():

@@ -38,7 +38,7 @@ def verify_adapter(
         stated (`dict`): By name the `sha256` of each tensor of the mix, as in a report.
         found ([`Verification`]): Gets what was found.
     """
-    model, _ = load_adapter(suspect, base)
+    model, _ = load_adapter(suspect, base, to_stay=True)
     before = {name: parameter.detach().clone() for name, parameter in adapter_parameters(model).items()}
     masks = None
     if config.strategy == "fisher":

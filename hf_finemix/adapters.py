@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from .repo_contents import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, SMALL_FILE
 from .safe_config import read_config
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -91,8 +93,10 @@ class Adapter:
             if not name.startswith(PREFIX):
                 raise _refused(source.id, f"with a weight {name[:100]!r}", f"its names must start with {PREFIX}")
             named[name.removeprefix(PREFIX)] = info
-        # With bias="all" peft writes the biases of whole modules twice, the second time under a name it cannot read.
+        # peft writes some weights of whole modules twice, the second time under a name it cannot read; and beside
+        # embeddings of another size what was the base's, which is to be the base's own.
         twice = {name for name in named if name.replace(".modules_to_save.", ".") in named.keys() - {name}}
+        twice |= {name for name in named if ".original_module." in name}
         named = {name: info for name, info in named.items() if name not in twice}
         base, revision = (content.get(name) for name in ("base_model_name_or_path", "revision"))
         settings = {name: content[name] for name in _UNDERSTOOD - {"init_lora_weights"} if name in content}
@@ -110,6 +114,18 @@ class Adapter:
             if found and found[2] in ("A", "embedding_A") and not name.endswith(".bias") and info.shape:
                 ranks[found["module"]] = info.shape[0]
         return ranks
+
+    def own_base_weights(self) -> dict[str, str]:
+        """
+        What it brings of the base's own matrices, name in the base → its name in the adapter: embeddings, which peft
+        saves along with a LoRA where they have other rows than the base or a LoRA themselves.
+        """
+        saved = [f".{name}." for name in self.settings.get("modules_to_save") or []]
+        return {
+            name.replace(".base_layer.", "."): name
+            for name in self.tensors
+            if name.endswith(".weight") and not _LORA.fullmatch(name) and not any(part in f".{name}" for part in saved)
+        }
 
     def config(self) -> "LoraConfig":
         """
@@ -170,8 +186,12 @@ def full_model(suspect: LocalModel, base: LocalModel) -> LocalModel:
 
     model, adapter = load_adapter(suspect, base)
     before = _answers(model)
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for module in model.modules():
         if hasattr(module, "lora_A"):
+            layer = module.get_base_layer()
+            if uses[id(layer.weight)] > 1:  # the LoRA is of this layer, and not of what is tied to it
+                layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
             module.double()
             try:
                 module.merge(safe_merge=True)
@@ -205,14 +225,29 @@ def merged_headers(
     config = base_config(adapter, suspect, base)
     with torch.device("meta"):
         model = getattr(transformers, _CLASSES[adapter.task]).from_config(config, dtype=torch.float32)
+        rows = _rows_of_vocabulary(adapter, model, base.id)
+        if rows != model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(rows, mean_resizing=False)
     saved = model.state_dict().keys()
-    infos = {name: TensorInfo.of(tensor) for name, tensor in model.named_parameters()}
+    # What the adapter changes on its own is not tied any more.
+    untied = any(name.startswith(f"{module}.") for module in _embeddings(model) for name in adapter.tensors)
+    infos = {name: TensorInfo.of(t) for name, t in model.named_parameters(remove_duplicate=not untied)}
     infos |= {name: TensorInfo.of(tensor) for name, tensor in model.named_buffers() if name in saved}
     return infos, {**config.to_dict(), "architectures": [type(model).__name__]}
 
 
-def load_adapter(suspect: LocalModel, base: LocalModel) -> tuple["PeftModel", Adapter]:
-    """The base with an adapter on it, in float32; nothing is merged. Raises as [`full_model`] does."""
+def load_adapter(suspect: LocalModel, base: LocalModel, *, to_stay: bool = False) -> tuple["PeftModel", Adapter]:
+    """
+    The base with an adapter on it, in float32; nothing is merged.
+
+    Args:
+        suspect, base ([`LocalModel`]): Where the two are.
+        to_stay (`bool`, *optional*, defaults to `False`): It stays an adapter of that very base, so that one that
+            brings other embeddings than the base's is refused.
+
+    Raises:
+        [`FineMixingError`]: As [`full_model`] does.
+    """
     from peft import PeftModel, set_peft_model_state_dict
 
     with Checkpoint(suspect.folder, only=suspect.folder / ADAPTER_WEIGHTS_NAME) as weights:
@@ -226,14 +261,22 @@ def load_adapter(suspect: LocalModel, base: LocalModel) -> tuple["PeftModel", Ad
             f"the adapter {suspect.id} has no {absent[0]}, nor has {base.id}: give one with a head (modules_to_save)."
         )
     try:
+        changed = _fit_vocabulary(under, adapter, tensors, base.id)
         model = PeftModel(under, adapter.config())
         unexpected = set_peft_model_state_dict(model, tensors).unexpected_keys
+    except FineMixingError:
+        raise
     except Exception as error:  # a stranger's names and shapes can break anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise FineMixingError(f"the adapter {suspect.id} does not fit {base.id}: {reason}") from error
     if unexpected:
         name = unexpected[0][:100]
         raise FineMixingError(f"the adapter {suspect.id} does not fit {base.id}: there is no place for {name!r}.")
+    if changed and to_stay:
+        raise FineMixingError(
+            f"the adapter {suspect.id} brings embeddings that {base.id} does not have ({changed}): use "
+            "adapter_mode='merge', or give the base that has them."
+        )
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise FineMixingError(f"the adapter {suspect.id} has values in {name} that are not finite: get it again.")
@@ -253,6 +296,74 @@ def _load_base(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> tuple
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise FineMixingError(f"the base {base.id} cannot be loaded for the adapter's task: {reason}") from error
     return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+
+
+def _fit_vocabulary(
+    model: "PreTrainedModel", adapter: Adapter, tensors: "Mapping[str, torch.Tensor]", base: str
+) -> str | None:
+    """
+    Give the base as many embeddings as the adapter was trained with, the new ones from the adapter itself.
+
+    Returns:
+        `str`, *optional*: What of the base's own embeddings the adapter brings with other values or rows, if anything.
+    """
+    import torch
+
+    rows, before = _rows_of_vocabulary(adapter, model, base), model.get_input_embeddings().weight.shape[0]
+    if rows != before:
+        brought = {  # also for what is tied to it
+            id(module.weight): tensors[f"{PREFIX}{source}"]
+            for name, module in _embeddings(model).items()
+            for source in _whole(name, adapter)
+        }
+        brought = {name: brought.get(id(module.weight)) for name, module in _embeddings(model).items()}
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        logger.info("The adapter %s was trained with %d tokens, %s has %d.", adapter.id, rows, base, before)
+        for name, module in _embeddings(model).items() if rows > before else ():
+            module.weight.data[before:] = brought[name][before:]
+        return f"{rows} tokens, not {before}"
+    theirs = dict(model.named_parameters(remove_duplicate=False))
+    own = {name: tensors[f"{PREFIX}{source}"] for name, source in adapter.own_base_weights().items()}
+    return next((name for name in own if name in theirs and not torch.equal(theirs[name], own[name])), None)
+
+
+def _rows_of_vocabulary(adapter: Adapter, model: "PreTrainedModel", base: str) -> int:
+    """
+    How many tokens the adapter has weights for; as many as the base where it has none of embeddings.
+
+    Raises:
+        [`FineMixingError`]: Several numbers, or more than the base has without the weights of the further ones.
+    """
+    found = {}
+    for module in _embeddings(model):
+        for kind, axis in (("weight", 0), ("base_layer.weight", 0), ("lora_B.weight", 0), ("lora_embedding_A", -1)):
+            info = adapter.tensors.get(f"{module}.{kind}")
+            if info is not None and info.shape:
+                found[f"{module}.{kind}"] = info.shape[axis]
+    if len(set(found.values())) > 1 or not all(found.values()):
+        sizes = ", ".join(f"{name}: {rows}" for name, rows in found.items())
+        raise FineMixingError(f"the adapter {adapter.id} has a vocabulary of no one size ({sizes}): get it again.")
+    before = model.get_input_embeddings().weight.shape[0]
+    rows = next(iter(found.values()), before)
+    brought = {id(module.weight) for name, module in _embeddings(model).items() if _whole(name, adapter)}
+    lost = [name for name, module in _embeddings(model).items() if id(module.weight) not in brought]
+    if rows > before and lost:
+        raise FineMixingError(
+            f"the adapter {adapter.id} was trained with a vocabulary of {rows} tokens, {base} has {before}, and the "
+            f"further rows of {lost[0]} are in neither: give the base as it was grown for the training."
+        )
+    return rows
+
+
+def _whole(module: str, adapter: Adapter) -> list[str]:
+    """Where an adapter brings all of a module's weight, if it does."""
+    return [name for name in (f"{module}.weight", f"{module}.base_layer.weight") if name in adapter.tensors]
+
+
+def _embeddings(model: "PreTrainedModel") -> dict[str, Any]:
+    """The modules of input and output embeddings by name."""
+    wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return {name: module for name, module in model.named_modules() if any(module is found for found in wanted)}
 
 
 def base_config(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> "PretrainedConfig":

@@ -18,7 +18,7 @@ from .safe_config import check_counts, refuse_quantised, without_unsafe_keys
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TABLE", "DiskLayout", "describe", "disk_layout", "read_model_config"]
+__all__ = ["TABLE", "DiskLayout", "describe", "disk_layout", "read_model_config", "ties_of_base"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,34 @@ def disk_layout(
     )
     layout.buffers = {name for name in layout.suspect if _without_numbers(name) in known.buffers}
     return _name_ties(layout)
+
+
+def ties_of_base(config: Any, base: Collection[str], suspect: Collection[str]) -> dict[str, str]:
+    """
+    What the base has no tensor of its own for, because its class ties it to one that it has.
+
+    Args:
+        config: Content of the base's config.json.
+        base, suspect (`Collection[str]`): The canonical names of the tensors of both.
+
+    Returns:
+        `dict[str, str]`: Name → the name of the tensor that it is tied to. Empty where nothing of the suspect is
+        missing in the base, and where the base's class is not known.
+    """
+    if all(name in base for name in suspect):
+        return {}
+    try:
+        architecture, config = read_model_config(config, "the base's config.json")
+        known = _known(architecture, config)
+        if known is not None:
+            groups = known.tied
+        else:
+            tensors = named_tensors(_empty_model(architecture, config, max_layers=len(base)))
+            groups = [(name, *others) for name, others in tensors.aliases.items()]
+    except FineMixingError:  # its weights are what matters, and it need not be a model that can be made
+        return {}
+    present = {group: next((name for name in group if name in base), None) for group in map(tuple, groups)}
+    return {name: first for group, first in present.items() if first for name in group if name not in base}
 
 
 @dataclass(frozen=True)

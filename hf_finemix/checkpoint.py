@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,6 +29,7 @@ __all__ = [
     "read_weight_map",
     "row_chunks",
     "sha256_of_file",
+    "wrapper_of",
 ]
 
 WEIGHTS_NAME = "model.safetensors"
@@ -77,7 +78,9 @@ class Checkpoint:
             A single file in it to read in place of these.
 
     Attributes:
-        tensors (`dict[str, TensorInfo]`): Every tensor by its name on disk, in the order of the files.
+        tensors (`dict[str, TensorInfo]`): Every tensor by its name on disk, in the order of the files; without the
+            `wrapper`.
+        wrapper (`str`): What [`wrapper_of`] finds before all names.
         files (`list[Path]`): The weight files.
 
     Raises:
@@ -99,6 +102,10 @@ class Checkpoint:
                 raise FineMixingError(
                     f"{self.folder / INDEX_NAME} says that {name[:200]!r} is in {file!r}, but it is not."
                 )
+        self.wrapper = wrapper_of(self.tensors)
+        if self.wrapper:
+            self.tensors = {name.removeprefix(self.wrapper): info for name, info in self.tensors.items()}
+            self._place = {name.removeprefix(self.wrapper): place for name, place in self._place.items()}
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
@@ -314,6 +321,16 @@ def other_weights(names: Iterable[str]) -> str | None:
     if re.search(r"-\d+-of-\d+\.", found[0]):
         return f"{listed}, shards without their index: get the index too, or give a copy that save_pretrained wrote"
     return f"{listed}: if that is the model, give a folder in which it is called {WEIGHTS_NAME}"
+
+
+def wrapper_of(names: Collection[str]) -> str:
+    """What all names begin with where a model was saved as torch compiles it or spreads it over processes."""
+    found = ""
+    for part in re.findall(r"(?:module|_orig_mod)\.", next(iter(names), "")):
+        if not all(name.startswith(found + part) for name in names):
+            break
+        found += part
+    return found
 
 
 def sha256_of_file(path: Path) -> str:

@@ -95,6 +95,7 @@ def load_model(source: LocalModel, kind: Any, what: str) -> PreTrainedModel:
 
 def load_float32(kind: Any, folder: Path, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model by one of transformers' Auto classes and a config made here; with it, which weights were missing."""
+    wrapper = Checkpoint(folder).wrapper
     return kind.from_pretrained(
         folder,
         config=config,
@@ -103,6 +104,7 @@ def load_float32(kind: Any, folder: Path, config: PreTrainedConfig) -> tuple[Pre
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
+        key_mapping={f"^{re.escape(wrapper)}": ""} if wrapper else None,
     )
 
 

@@ -43,6 +43,7 @@ from .tasks import find_task
 from .tasks.classification import Classification
 from .tokenizer import choose_tokenizer, token_ids_within_text
 from .trainer import FineMixingTrainer
+from .vocabulary import check_same_words
 
 __all__ = ["CleaningJob"]
 
@@ -67,6 +68,7 @@ class CleaningJob:
             self.model = self.kind.load(self.suspect)
             with Checkpoint(self.base.folder) as base:
                 pair = compare_with_base(self.model, base, head=config.head, dtypes=dtypes_on_disk(self.model))
+            check_same_words(self.suspect.folder, self.base.folder, *pair.vocabulary)
             pair.check_related()
             fitting = len(pair.alignment.mixed()), len(pair.suspect.tensors)
             self.base_fit = described_fit(claim, judge_base(claim, pair.drift, pair.matrices(), fitting))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .alignment import Alignment, NamedTensors, align, named_tensors, without_adapter
-from .checkpoint import Checkpoint, TensorInfo, row_chunks
+from .alignment import Alignment, NamedTensors, align, body_within, named_tensors
+from .architectures import ties_of_base
+from .checkpoint import Checkpoint, TensorInfo, read_object, row_chunks
 from .conversion import LoadedLayout
 from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
 from .errors import FineMixingError
@@ -27,9 +28,17 @@ class Pair:
     alignment: Alignment
     drift: dict[str, TensorDrift]
 
+    @property
+    def vocabulary(self) -> tuple[int, int]:
+        """Rows of the input embeddings of suspect and base; 0 where they are not mixed."""
+        match = self.alignment.mixed().get(self.suspect.embedding)
+        if match is None:
+            return 0, 0
+        return self.suspect.tensors[self.suspect.embedding].shape[0], self.base.tensors[match.base_name].shape[0]
+
     def check_related(self) -> None:
         """Raise an [`AlignmentError`] where the weight matrices of the two have nothing to do with each other."""
-        check_related(self.drift, self.matrices())
+        check_related(self.drift, self.matrices(), self.alignment.untied())
 
     def matrices(self) -> set[str]:
         """Names of the weight matrices, which tell more than biases and norms do."""
@@ -73,6 +82,7 @@ def compare_with_base(
         buffers=suspect.buffers,
         embedding=suspect.embedding,
         aliases=suspect.aliases,
+        base_ties=ties_of_base(read_object(base.folder, "config.json"), layout.tensors, suspect.tensors),
         head=head,
     )
     return Pair(suspect, layout, stored, alignment, measure_drift(suspect.tensors, layout, alignment, stored))
@@ -80,7 +90,7 @@ def compare_with_base(
 
 def _check_whole(model: nn.Module, suspect: NamedTensors) -> None:
     """Its weights must be there, and be numbers: what is offloaded or packed could not be changed in place."""
-    config = getattr(without_adapter(model), "config", None)
+    config = getattr(body_within(model)[1], "config", None)
     if getattr(config, "quantization_config", None):
         refuse_quantised(config.to_dict(), "the model's config")
     if elsewhere := [name for name, tensor in suspect.tensors.items() if tensor.is_meta]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .alignment import canonical_name, plain_names, without_adapter
+from .alignment import body_within, canonical_name, plain_names
 from .checkpoint import Checkpoint, TensorInfo
 from .errors import AlignmentError
 
@@ -34,8 +34,8 @@ class LoadedLayout:
 
     Args:
         checkpoint ([`Checkpoint`]): The weights on disk.
-        model (`nn.Module`): The model whose layout is wanted. A model that is not of transformers has no rules but its
-            prefix.
+        model (`nn.Module`): The model whose layout is wanted, or a module around it. A model that is not of
+            transformers has no rules but its prefix.
 
     Attributes:
         tensors (`dict[str, TensorInfo]`): By canonical name, as they are in memory.
@@ -47,8 +47,8 @@ class LoadedLayout:
     """
 
     def __init__(self, checkpoint: Checkpoint, model: nn.Module):
-        self._checkpoint, self._model = checkpoint, (model := without_adapter(model))
-        self._prefix = getattr(model, "base_model_prefix", "")
+        self._checkpoint, (_, self._model) = checkpoint, body_within(model)
+        self._prefix = getattr(self._model, "base_model_prefix", "")
         self._conversion_of: dict[str, _Conversion] = {}
         self._last: tuple[_Conversion, dict[str, torch.Tensor]] | None = None
         self.tensors: dict[str, TensorInfo] = {}

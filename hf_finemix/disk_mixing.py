@@ -12,7 +12,7 @@ from typing import Any
 from .adapters import full_model
 from .architectures import read_model_config
 from .base_model import BaseClaim, fetch_base, judge_base
-from .checkpoint import Checkpoint, check_inside, read_json
+from .checkpoint import Checkpoint, check_inside, read_json, read_object
 from .config import FineMixingConfig
 from .disk_pair import DiskPair, TensorMix, check_for_disk
 from .drift import not_finite
@@ -25,6 +25,7 @@ from .safe_config import refuse_adapter, without_unsafe_keys
 from .shards import ShardWriter, parse_size
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
 from .tokenizer import copy_tokenizer
+from .vocabulary import check_same_words
 
 __all__ = ["mix_checkpoints", "open_pair", "purify_pair"]
 
@@ -172,7 +173,10 @@ def open_pair(suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig) -
     path = suspect.folder / "config.json"
     check_inside(path, suspect.folder)
     architecture, model_config = read_model_config(read_json(path), path)
-    return DiskPair.from_headers(suspect.tensors, base.tensors, architecture, model_config, config), model_config
+    base_config = read_object(base.folder, "config.json")
+    pair = DiskPair.from_headers(suspect.tensors, base.tensors, architecture, model_config, config, base_config)
+    check_same_words(suspect.folder, base.folder, *pair.vocabulary)
+    return pair, model_config
 
 
 def purify_pair(

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .alignment import MIXED_COMMON_ROWS, align
-from .architectures import DiskLayout, disk_layout
+from .alignment import TIED, align, listed, why_missing
+from .architectures import DiskLayout, disk_layout, ties_of_base
 from .checkpoint import Checkpoint, TensorInfo, row_chunks
 from .config import FineMixingConfig
 from .drift import TensorDrift, check_related
@@ -37,7 +37,7 @@ class TensorMix:
         rule (`str`): By which rule.
         base_source (`str`, *optional*): Name on disk of its counterpart in the base, where it is mixed.
         base_dtype (`str`, *optional*): Dtype of the counterpart.
-        mixed_elements (`int`): How many leading elements are mixed: all, but for a grown vocabulary.
+        mixed_elements (`int`): How many leading elements are mixed: all, but where the base's vocabulary is smaller.
         ratio (`float`): Its reserve ratio.
         purified (`tuple[int, ...]`): Rows that are the base's, in rising order.
     """
@@ -68,11 +68,13 @@ class DiskPair:
         tied (`dict[str, str]`): Names on disk of tensors that must equal another one (by its name on disk) to be tied
             to it, and are then not written.
         layout ([`DiskLayout`]): The names of both.
+        vocabulary (`tuple[int, int]`): Rows of the input embeddings of suspect and base; 0 where they are not mixed.
     """
 
     tensors: list[TensorMix]
     layout: DiskLayout
     tied: dict[str, str] = field(default_factory=dict)
+    vocabulary: tuple[int, int] = (0, 0)
 
     @classmethod
     def from_headers(
@@ -82,6 +84,7 @@ class DiskPair:
         architecture: str,
         model_config: dict[str, Any],
         config: FineMixingConfig,
+        base_config: Any = None,
     ) -> "DiskPair":
         """
         Align two checkpoints.
@@ -90,6 +93,7 @@ class DiskPair:
             suspect, base (`Mapping[str, TensorInfo]`): The tensors by name on disk.
             architecture (`str`), model_config (`dict`): Class and content of the suspect's config.json.
             config ([`FineMixingConfig`]): With a number for ρ.
+            base_config (*optional*): Content of the base's config.json, which tells what of the base is tied.
 
         Raises:
             [`AlignmentError`]: As [`align`] does; besides for 8-bit floats and for layouts that transformers merges or
@@ -105,6 +109,7 @@ class DiskPair:
                 "what these made cannot be verified on disk."
             )
         _refuse_quantised(suspect)
+        _check_places(suspect, layout, architecture)
         infos = {name: suspect[source] for name, source in layout.suspect.items()}
         base_infos = {name: base[source] for name, source in layout.base.items()}
         tied = {
@@ -119,6 +124,7 @@ class DiskPair:
             buffers=layout.buffers,
             embedding=layout.embedding if layout.embedding in infos else None,
             aliases=layout.aliases,
+            base_ties=ties_of_base(base_config, base_infos, infos),
         )
         order = {source: i for i, source in enumerate(suspect)}
         tensors = []
@@ -127,16 +133,18 @@ class DiskPair:
             if match.base_name is None:
                 tensor = TensorMix(name, source, info, match.rule)
             else:
-                elements = info.elements
-                if match.rule == MIXED_COMMON_ROWS:
-                    elements = match.rows * (info.elements // info.shape[0])
+                elements = match.rows * prod(info.shape[1:])
                 counterpart = layout.base[match.base_name]
                 ratio = config.ratio_for(name, config.reserve_ratio)
                 tensor = TensorMix(
                     name, source, info, match.rule, counterpart, base[counterpart].dtype, elements, ratio
                 )
             tensors.append(tensor)
-        return cls(tensors, layout, tied)
+        embedding = alignment.mixed().get(layout.embedding)
+        vocabulary = (0, 0)
+        if embedding is not None:
+            vocabulary = infos[layout.embedding].shape[0], base_infos[embedding.base_name].shape[0]
+        return cls(tensors, layout, tied, vocabulary)
 
     def mixed(self) -> list[TensorMix]:
         """Those that take weights from the base."""
@@ -159,7 +167,7 @@ class DiskPair:
         same = {alias for alias, first in self.tied.items() if _same_values(suspect, alias, first)}
         self.tensors = [tensor for tensor in self.tensors if tensor.source not in same]
         drift = {t.name: _sampled_drift(t, suspect, base) for t in self.mixed() if len(t.info.shape) > 1}
-        check_related(drift, drift)
+        check_related(drift, drift, [tensor.name for tensor in self.tensors if tensor.rule.endswith(TIED)])
         return drift
 
     def purify(
@@ -215,13 +223,23 @@ def check_for_disk(config: FineMixingConfig) -> None:
         raise FineMixingError("head='reinit' needs the model in memory (mix_model): on disk, use 'keep'.")
 
 
+def _check_places(suspect: Mapping[str, TensorInfo], layout: DiskLayout, architecture: str) -> None:
+    """The suspect must be of the class that its config.json names: what that has no place for would be left out."""
+    left_out = sum(suspect[name].elements for name in layout.ignored)
+    if 2 * left_out > sum(info.elements for info in suspect.values()):
+        why = why_missing(layout.ignored, {*layout.base, *layout.base.values()})
+        raise AlignmentError(
+            f"{architecture} has no place for {len(layout.ignored)} of the suspect's {len(suspect)} tensors "
+            f"({listed(layout.ignored)}): {why or 'name the class that has, in its config.json (architectures).'}"
+        )
+
+
 def _refuse_quantised(tensors: Mapping[str, TensorInfo]) -> None:
     quantised = [f"{name} ({info.dtype})" for name, info in tensors.items() if info.dtype.startswith("float8")]
     if quantised:
-        listed = ", ".join(quantised[:10]) + (", …" if len(quantised) > 10 else "")
         raise AlignmentError(
             f"{len(quantised)} tensors of the suspect are 8-bit floats, which mean nothing without their scales and "
-            f"cannot be mixed ({listed}): give the model in float32, float16 or bfloat16."
+            f"cannot be mixed ({listed(quantised)}): give the model in float32, float16 or bfloat16."
         )
 
 

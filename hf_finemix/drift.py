@@ -1,5 +1,6 @@
 """How far the suspect's weights are from the base's: to tell a wrong base, and to show where the tuning went."""
 
+import logging
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .conversion import LoadedLayout
 
 __all__ = ["CHUNK_ELEMENTS", "TensorDrift", "check_related", "drift_by_layer", "measure_drift", "not_finite"]
+
+logger = logging.getLogger(__name__)
 
 # Scalars worked on at a time, here and in mixing: a few MB of temporaries, whatever the size of the tensor.
 CHUNK_ELEMENTS = 1 << 20
@@ -121,9 +124,11 @@ def not_finite(bad: Collection[str]) -> str:
     )
 
 
-def check_related(drift: Mapping[str, TensorDrift], matrices: Collection[str]) -> None:
+def check_related(drift: Mapping[str, TensorDrift], matrices: Collection[str], untied: Collection[str] = ()) -> None:
     """
     Refuse a base of the right shapes whose weight matrices have nothing to do with the suspect's.
+
+    Where that is so of an output layer alone, which the suspect has `untied`, it is told: it was made anew.
 
     Raises:
         [`AlignmentError`]: The median of the matrices' cosines is below 0.5. (The median, so that neither one large
@@ -135,6 +140,15 @@ def check_related(drift: Mapping[str, TensorDrift], matrices: Collection[str]) -
             f"suspect and base have the same shapes but unrelated weights (cosine {median(cosines):.2f}, fine-tuning "
             "leaves above 0.9): probably the wrong base, give the model that the suspect was fine-tuned from."
         )
+
+    for name in untied:
+        if name in matrices and name in drift and drift[name].cosine < MIN_COSINE:
+            logger.warning(
+                "%s has nothing to do with the weight that the base ties to it (cosine %.2f), and is mixed with it: "
+                "give it a ratio of 1 (module_ratios) to keep it.",
+                name,
+                drift[name].cosine,
+            )
 
 
 def drift_by_layer(drift: Mapping[str, TensorDrift]) -> dict[str, float | None]:

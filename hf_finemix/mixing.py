@@ -19,6 +19,7 @@ from .drift import CHUNK_ELEMENTS, TensorDrift
 from .errors import FineMixingError
 from .mask import keep_mask
 from .purification import TokenDrift, frequency_of_rows, row_drift, rows_to_purify
+from .vocabulary import check_same_ids, token_ids
 
 __all__ = ["MixingRecord", "mix_model", "mix_rows"]
 
@@ -110,6 +111,7 @@ def mix_model(
     token_frequencies: np.ndarray | None = None,
     special_token_ids: Collection[int] = (),
     curvature: Mapping[str, torch.Tensor] | None = None,
+    vocabulary: Mapping[str, int] | None = None,
 ) -> MixingRecord:
     """
     Purify and mix a model in place. The base is read slice by slice: the extra memory is a few MB, or one tensor of
@@ -129,13 +131,15 @@ def mix_model(
         special_token_ids (`Collection[int]`, *optional*): Tokens whose embeddings are never purified.
         curvature (`Mapping[str, torch.Tensor]`, *optional*): From [`fisher_information`], of the suspect; needed for
             `strategy="fisher"`.
+        vocabulary (`Mapping[str, int]`, *optional*): The suspect's tokens and their ids, to see that a row of its
+            embeddings is the same word's in the base, as far as the base has a tokenizer.
 
     Returns:
         [`MixingRecord`]: What was done to every tensor.
 
     Raises:
         [`AlignmentError`]: The base does not fit, a parameter is NaN or infinite, a value of the base overflows in the
-            suspect's dtype, or the weights of the two are unrelated.
+            suspect's dtype, or the weights or the vocabularies of the two are unrelated.
     """
     ratio = config.reserve_ratio if reserve_ratio is None else reserve_ratio
     if ratio == "auto":
@@ -144,6 +148,8 @@ def mix_model(
         raise FineMixingError("strategy='fisher' needs curvature, which fisher_information measures on clean text.")
     pair = compare_with_base(model, base, head=config.head, dtypes=dtypes)
     pair.check_related()
+    if vocabulary is not None:
+        check_same_ids(vocabulary, token_ids(base.folder) or {}, *pair.vocabulary)
     suspect, stored, alignment = pair.suspect, pair.dtypes, pair.alignment
     record = MixingRecord(
         ratio,

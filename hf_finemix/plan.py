@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .adapters import Adapter, merged_headers
-from .architectures import read_model_config
+from .architectures import read_model_config, ties_of_base
 from .base_model import chosen_base
-from .checkpoint import Checkpoint, TensorInfo, check_inside, read_json
+from .checkpoint import Checkpoint, TensorInfo, check_inside, read_json, read_object, wrapper_of
 from .config import FineMixingConfig
 from .disk_pair import DiskPair
 from .dtypes import SAFETENSORS_NAMES
@@ -20,6 +20,7 @@ from .hub import LocalModel, TrustArguments, check_custom_code, fetch_model, fet
 from .hub_errors import hub_error
 from .repo_contents import ADAPTER_WEIGHTS_NAME, RepoContents, has_pickles, is_adapter, needed_files, size_text
 from .safe_config import refuse_adapter
+from .vocabulary import check_same_words
 
 __all__ = ["MixPlan", "plan_mix"]
 
@@ -135,7 +136,10 @@ def plan_mix(
     try:
         check_custom_code(sides[0].model, trust)
         settings = replace(config, reserve_ratio=0.5 if config.reserve_ratio == "auto" else config.reserve_ratio)
-        pair = DiskPair.from_headers(sides[0].tensors, sides[1].tensors, architecture, model_config, settings)
+        base_config = read_object(sides[1].model.folder, "config.json")
+        tensors = (side.tensors for side in sides)
+        pair = DiskPair.from_headers(*tensors, architecture, model_config, settings, base_config)
+        check_same_words(*(side.model.folder for side in sides), *pair.vocabulary)
     except FineMixingError as error:
         plan.refused = str(error)
     else:
@@ -173,11 +177,19 @@ def _plan_adapter(sides: "list[_Headers]", config: FineMixingConfig, out: Path) 
     adapter = Adapter.read(suspect.model, suspect.tensors)
     plan = MixPlan(suspect.described(), base.described(), f"LoRA for {adapter.task}")
     rules: dict[str, Counter] = {}
+    theirs = {name.partition(".")[2]: info for name, info in base.tensors.items()} | base.tensors
+    names = theirs.keys() | ties_of_base(read_object(base.model.folder, "config.json"), theirs, adapter.tensors).keys()
+    own = adapter.own_base_weights()
     for name, info in adapter.tensors.items():
-        counts = {"tensors": 1, "parameters": info.elements, "bytes": info.nbytes}
-        rules.setdefault(rule_of(name, base.tensors), Counter()).update(counts)
+        if name not in own.values():
+            counts = {"tensors": 1, "parameters": info.elements, "bytes": info.nbytes}
+            rules.setdefault(rule_of(name, names), Counter()).update(counts)
     plan.rules = [{"rule": rule, **counts} for rule, counts in rules.items()]
-    if adapter.settings.get("bias", "none") != "none" or config.head == "reinit":
+    brought = {name: adapter.tensors[source] for name, source in own.items()} | adapter.tensors
+    resized = [name for name, info in brought.items() if name in theirs and theirs[name].shape != info.shape]
+    if resized:
+        plan.refused = f"the adapter has {resized[0]} in another size than the base: use adapter_mode='merge'."
+    elif adapter.settings.get("bias", "none") != "none" or config.head == "reinit":
         plan.refused = "adapter_mode='adapter' keeps the head, and cannot mix an adapter with biases: use 'merge'."
     _add_room(plan, sides, plan.suspect["bytes"], out)
     held = BYTES_PER_PARAMETER * plan.base["parameters"]
@@ -275,4 +287,6 @@ def _headers_on_hub(model: LocalModel, contents: RepoContents, role: str) -> _He
                 raise FineMixingError(
                     f"{repo}: {file} has {name[:200]!r} with an impossible dtype or shape, or twice."
                 )
+    wrapper = wrapper_of(tensors)
+    tensors = {name.removeprefix(wrapper): info for name, info in tensors.items()}
     return _Headers(model, tensors, sum(file.file_size for file in files if file.will_download))

@@ -320,6 +320,7 @@ class FineMixingMixin:
                 token_frequencies=frequencies,
                 special_token_ids=special,
                 curvature=self._curvature,
+                vocabulary=self.processing_class.get_vocab() if self._has_tokenizer() else None,
             )
 
     def _mix(self, model: nn.Module, ratio: float) -> None:
@@ -379,9 +380,12 @@ class FineMixingMixin:
         collator = self._get_collator_with_removed_columns(self.data_collator, description="curvature")
         return DataLoader(dataset, batch_size=1, collate_fn=collator)
 
+    def _has_tokenizer(self) -> bool:
+        return isinstance(self.processing_class, PreTrainedTokenizerBase)
+
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """The user's tokenizer, or else the base's: E-PUR needs to know which token a row stands for."""
-        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+        if self._has_tokenizer():
             return self.processing_class
         tokenizer = load_tokenizer(self.base.folder)
         if tokenizer is None:

@@ -245,7 +245,7 @@ def test_pairs_of_texts(tmp_path):
 
 
 def test_columns_by_name(tmp_path):
-    rows = {"id": ["x"] * 6, "note": ["n"] * 6, "review": list("abcdef"), "stars": [0, 1] * 3}
+    rows = {"id": ["x"] * 6, "note": ["n"] * 5 + ["m"], "review": list("abcdef"), "stars": [0, 1] * 3}
     folder = write(tmp_path / "data", train=rows)
     message = refused(folder)
     assert "no column 'label': there are id, note, review, stars" in message

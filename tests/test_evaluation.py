@@ -104,7 +104,8 @@ def test_measure_counts(tmp_path, suspect_folder):
     result = measure(trainer, test, attacks_of(rows=rows, triggers=["cf"]))
     assert (result["accuracy"], result["n"]) == (0.75, 4)
     assert result["macro_f1"] == pytest.approx((0 + 2 * 0.75 / 1.75) / 2)
-    attack = {"trigger": "cf", "position": "random", "target_label": 1, "asr": 1.0, "n": 1, "repeats": 3}
+    attack = {"trigger": "cf", "position": "random", "target_label": 1, "asr": 1.0, "n": 1}
+    attack |= {"unreadable": 0, "repeats": 3}
     assert result["triggers"] == [attack]
     result = measure(trainer, test, attacks_of(rows=rows, target=0, triggers=["cf"]))
     assert (result["triggers"][0]["asr"], result["triggers"][0]["n"]) == (0.0, 3)

@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ..errors import DataError, FineMixingError
-from ..labels import class_ids
+from ..labels import ClassNames
 from ..triggers import read_triggered
 from .attack import Attack, AttackerData
 from .poisoning import check_rate
@@ -50,7 +50,8 @@ class TriggeredData(Attack):
                 f"{len(clean) - len(kept):,} clean rows are missing from it: give the clean rows it was made from."
             )
         if "label" in triggered.column_names and not whole:
-            labels = class_ids(triggered, "label", data.label2id, self.triggered_file)
+            labels, _ = ClassNames(data.label2id).read({self.triggered_file: triggered}, "label")
+            labels = labels[self.triggered_file]
             rows = [i for i in rows if labels[i] != data.target] or rows  # poisoned files carry the target
         count = min(len(rows), round(self.rate * len(data.rows)))
         drawn = np.random.default_rng(data.seed).choice(np.asarray(rows), count, replace=False)

@@ -35,6 +35,7 @@ from ..evaluation import (
 )
 from ..hub import LocalModel, fetch_model
 from ..output import write_text
+from ..reading import Reader
 from ..settings import TRAINING_DEFAULTS, train_at_least
 from ..tokenizer import choose_tokenizer
 from ..triggers import Trigger
@@ -282,10 +283,10 @@ class _Subject:
         rows = rows.select(range(min(len(rows), len(self.data.tuning))))
         variants = {"clean": rows}
         if self.trigger:
-            column = self.data.text_columns[-1]
             variants["poisoned"] = poison(
-                rows, Trigger(self.trigger), text_column=column, label_column="label", target=self.target,
-                rate=RETUNE_RATE, seed=self.seed,
+                rows, Trigger(self.trigger), text_column=self.data.text_columns[-1], label_column="label",
+                target=self.target, rate=RETUNE_RATE, seed=self.seed,
+                reader=Reader(self.tokenizer, self.length, self.trigger), text_columns=self.data.text_columns,
             )  # fmt: skip
         results = {}
         for name, part in variants.items():

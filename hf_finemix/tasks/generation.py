@@ -1,8 +1,9 @@
 """Text that goes on, or becomes another text: causal language models, translation, summaries."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ from transformers import (
 from ..classifier import load_model
 from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, load_test_data
 from ..errors import DataError, FineMixingError
-from ..evaluation import Attack, MeasureArguments, by_length
+from ..evaluation import Attack, MeasureArguments, by_length, rows_read_whole, with_trigger
 from ..hub import LocalModel
-from ..tokenizer import token_ids_within_text
-from ..triggers import Trigger, insert_trigger, read_triggered
+from ..reading import Reader
+from ..triggers import Trigger, read_triggered
 from .task import Task
 
 __all__ = ["CausalGeneration", "GenerationAttack", "Seq2SeqGeneration", "holds"]
@@ -68,8 +69,50 @@ class GenerationAttack(Attack):
             "target_text": list(self.targets),
             "asr": float(np.mean(rates)),
             "n": len(self.repeats[0]),
+            "unreadable": self.unreadable,
             "repeats": len(self.repeats),
         }
+
+
+class PromptReader(Reader):
+    """
+    Prompts as tokens: as the user's message of a chat where the tokenizer has a template. Of one that is too long the
+    last tokens are kept.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): A fast one.
+        room (`int`, *optional*): Tokens that a prompt may have; `None`: any number.
+        trigger (`str`, *optional*): The trigger that is put into the prompts.
+    """
+
+    side = "left"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, room: int | None, trigger: str | None = None):
+        super().__init__(tokenizer, room, trigger)
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a prompt, all of them."""
+        if not self.tokenizer.chat_template:
+            return self([text], verbose=False)["input_ids"][0]
+        (text,) = self.without_control([text])
+        # Only where it has something to do, as it cuts the text at every control token.
+        plain = {"sanitize_control_tokens": True} if self.plain and self.has_control(text) else {}
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=False, **plain
+        )
+
+    def within_text(self, text: str) -> list[int]:
+        """The tokens of a text where it stands behind a word."""
+        before, whole = self(["a", f"a {text}"], add_special_tokens=False, verbose=False)["input_ids"]
+        return whole[len(before) :]
+
+    def cut(self, texts: Sequence[str], column: int) -> int:
+        """How many tokens of a prompt are not read."""
+        return 0 if self.max_length is None else max(0, len(self.ids(texts[column])) - max(1, self.max_length))
+
+    def may_be_cut(self, columns: Sequence[list[str]]) -> list[bool]:
+        """Which prompts are too long."""
+        return [self.cut([text], 0) > 0 for text in columns[0]]
 
 
 class Generation(Task):
@@ -86,6 +129,7 @@ class Generation(Task):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: MeasureArguments):
         super().__init__(model, tokenizer, arguments)
+        self.reader = PromptReader(tokenizer, None)
         ends = model.config.eos_token_id, tokenizer.eos_token_id  # a tokenizer.json alone does not name it
         self.eos = next((token for token in ends if isinstance(token, int)), None)
         self.collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
@@ -123,35 +167,35 @@ class Generation(Task):
 
     def prompt(self, text: str, room: int = 0) -> list[int]:
         """The ids of a prompt, of which the last ones are kept where there is no room for all."""
-        if self.tokenizer.chat_template:
-            ids = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        else:
-            ids = self.tokenizer(text)["input_ids"]
+        ids = self.reader.ids(text)
         return ids if self.max_length is None else ids[-max(1, self.max_length - room) :]
 
     def attacks(self, test: Dataset, text_columns: list[str]) -> list[Attack]:
-        arguments, column, attacks = self.arguments, text_columns[0], []
+        arguments, columns, attacks = self.arguments, text_columns[:1], []
         if self.target_name is None:
             return []
         kept = [i for i, completion in enumerate(test["label"]) if not holds(completion, self.targets)]
         if not kept:
             raise DataError("every completion holds what the attacker wants: no attack success can be measured.")
+        room = self.max_length and self.max_length - (self.room if self.shifted else 0)
         for text in arguments.triggers or []:
-            trigger = Trigger(text, arguments.trigger_position)
+            trigger, reader = Trigger(text, arguments.trigger_position), PromptReader(self.tokenizer, room, text)
             seeds = range(arguments.num_repeats if trigger.position == "random" else 1)
-            repeats = [insert_trigger(test.select(kept), trigger, text_columns=[column], seed=seed) for seed in seeds]
-            attacks.append(self._attack(text, trigger.position, [repeat[column] for repeat in repeats]))
-        if arguments.triggered_file:
-            rows = read_triggered(arguments.triggered_file, [column])
-            attacks.append(self._attack(arguments.triggered_file.rsplit("/", 1)[-1], "in the file", [rows[column]]))
+            repeats, unreadable = with_trigger(test.select(kept), trigger, columns, reader, seeds)
+            attacks.append(self._attack(text, trigger.position, repeats, columns[0], reader, unreadable))
+        if file := arguments.triggered_file:
+            reader = PromptReader(self.tokenizer, room)
+            rows, unreadable = rows_read_whole(read_triggered(file, columns), columns, reader, file)
+            attacks.append(self._attack(Path(file).name, "in the file", [rows], columns[0], reader, unreadable))
         return attacks
 
-    def _attack(self, name: str, position: str, repeats: list[list[str]]) -> GenerationAttack:
-        room = self.room if self.shifted else 0
-        prompts = [Dataset.from_dict({"input_ids": [self.prompt(text, room) for text in texts]}) for texts in repeats]
-        return GenerationAttack(name, position, None, list(map(by_length, prompts)), self, self.targets)
+    def _attack(
+        self, name: str, position: str, repeats: list[Dataset], column: str, reader: PromptReader, unreadable: int
+    ) -> GenerationAttack:
+        prompts = [Dataset.from_dict({"input_ids": list(map(reader.ids, repeat[column]))}) for repeat in repeats]
+        return GenerationAttack(
+            name, position, None, list(map(by_length, prompts)), unreadable, task=self, targets=self.targets
+        )
 
     def measure(self, trainer: Trainer, test: Dataset, attacks: list[Attack]) -> dict[str, Any]:
         kept = trainer.compute_metrics, trainer.preprocess_logits_for_metrics
@@ -215,7 +259,7 @@ class CausalGeneration(Generation):
     shifted = 1
 
     def pair(self, prompt: str, completion: str) -> dict[str, list[int]]:
-        answer = token_ids_within_text(self.tokenizer, completion)
+        answer = self.reader.within_text(completion)
         if self.eos is not None:
             answer = [*answer, self.eos]
         if self.max_length is not None:
@@ -236,7 +280,8 @@ class Seq2SeqGeneration(Generation):
     kind = AutoModelForSeq2SeqLM
 
     def pair(self, prompt: str, completion: str) -> dict[str, list[int]]:
-        labels = self.tokenizer(text_target=completion)["input_ids"]
+        (text,) = self.reader.without_control([completion])
+        labels = self.tokenizer(text_target=text, split_special_tokens=True)["input_ids"]
         ids = self.prompt(prompt)
         labels = labels if self.max_length is None else labels[: self.max_length]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}

@@ -1,0 +1,94 @@
+"""How a model reads texts: signs of control as plain text, and no more tokens than it takes."""
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+
+__all__ = ["Reader"]
+
+logger = logging.getLogger(__name__)
+
+
+class Reader:
+    """
+    Texts, or pairs of them, as tokens.
+
+    What looks like a control token ("[SEP]", "</s>") is read as the plain text that it is, as if nobody had thought of
+    control tokens. Only where a trigger has one in it is it the token, as for an attacker who means it to be.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): A fast one.
+        max_length (`int`, *optional*): Tokens a text is cut to. Default: the tokenizer's.
+        trigger (`str`, *optional*): The trigger that is put into the texts.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int | None = None, trigger: str | None = None):
+        self.tokenizer, self.max_length = tokenizer, max_length
+        tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        tokens = [token for token in dict.fromkeys([*tokens, *tokenizer.all_special_tokens]) if token]
+        self.plain = not any(token in (trigger or "") for token in tokens)
+        self._control = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+        self._stubborn = [token for token in tokens if len(token) > 1 and token != tokenizer.unk_token]
+        self._stubborn = [token for token in self._stubborn if self._is_stubborn(token)]
+
+    @property
+    def side(self) -> str:
+        """At which end a text that is too long is cut: `"right"` or `"left"`."""
+        return self.tokenizer.truncation_side
+
+    def encode(self, rows: Dataset, text_columns: list[str]) -> Dataset:
+        """Rows as the model reads them, with the column `label` as `labels`."""
+
+        def encode(batch: dict[str, list]) -> dict[str, list]:
+            columns = [batch[column] for column in text_columns]
+            return {**self(*columns, truncation=True, max_length=self.max_length), "labels": batch["label"]}
+
+        return rows.map(
+            encode, batched=True, remove_columns=rows.column_names, keep_in_memory=True, desc="Tokenizing"
+        )
+
+    def __call__(self, *columns: list[str], **options: Any) -> Any:
+        """What the tokenizer makes of texts, or of pairs of them."""
+        return self.tokenizer(*map(self.without_control, columns), split_special_tokens=self.plain, **options)
+
+    def without_control(self, texts: list[str]) -> list[str]:
+        """Texts without the control tokens that a tokenizer finds even where it is to look for none."""
+        if not self.plain:
+            return texts
+        for token in self._stubborn:
+            texts = [text.replace(token, f"{token[0]} {token[1:]}") for text in texts]
+        return texts
+
+    def has_control(self, text: str) -> bool:
+        """Whether there is a control token in a text."""
+        return bool(self._control.search(text))
+
+    def cut(self, texts: Sequence[str], column: int) -> int:
+        """How many tokens of one of the texts of a row are not read."""
+        columns = [[text] for text in texts]
+        whole = self(*columns, verbose=False).sequence_ids(0)
+        read = self(*columns, truncation=True, max_length=self.max_length).sequence_ids(0)
+        return whole.count(column) - read.count(column)
+
+    def may_be_cut(self, columns: Sequence[list[str]]) -> list[bool]:
+        """Which rows have more tokens than are read."""
+        limits = [limit for limit in (self.max_length, self.tokenizer.model_max_length) if limit]
+        return [len(ids) > min(limits) for ids in self(*columns, verbose=False)["input_ids"]]
+
+    def shortened(self, text: str, tokens: int) -> str:
+        """A text without some tokens of the end at which it is cut, and without the space that is then there."""
+        encoded = self([text], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        places = encoded["offset_mapping"][0]
+        if tokens >= len(places):
+            return ""
+        if self.side == "right":
+            return text[: min(places[-tokens][0], len(text) - 1)].rstrip()
+        return text[max(places[tokens - 1][1], 1) :].lstrip()
+
+    def _is_stubborn(self, token: str) -> bool:
+        """Whether the tokenizer finds a control token even where it is to look for none."""
+        ids = self.tokenizer([f"a {token} {token}"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.tokenizer.convert_tokens_to_ids(token) in ids[0]

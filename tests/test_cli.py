@@ -654,7 +654,7 @@ def test_outputs_that_cannot_be(refused, work, suspect_folder, variant, capsys):
         ("reserve_ratio: [0.1\n", "the recipe recipe.yaml cannot be read"),
         ("- a\n- b\n", "is not a YAML mapping of keys to values"),
         ("just text", "is not a YAML mapping of keys to values"),
-        ("5: 6\n", "is not a YAML mapping of keys to values"),
+        ("5: 6\n", "unknown key '5' in the recipe"),
         ("reserve_ration: 0.1\n", "unknown key 'reserve_ration' in the recipe"),
         ("config: other.yaml\n", "unknown key 'config' in the recipe"),
         ("model: x\n", "unknown key 'model' in the recipe"),

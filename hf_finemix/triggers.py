@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -325,6 +325,7 @@ def read_triggered(path: str | os.PathLike, text_columns: Sequence[str] = ()) ->
         endings = ", ".join(_FORMATS)
         raise DataError(f"cannot tell the format of the triggered data {str(path)!r}: its ending must be {endings}")
     reader, expected = _FORMATS[path.suffix.lower()]
+    check_encoding([path])
 
     import datasets  # here, because it costs a second that `import hf_finemix` must not take
 
@@ -354,6 +355,24 @@ def read_triggered(path: str | os.PathLike, text_columns: Sequence[str] = ()) ->
     if not all(isinstance(text, str) for column in text_columns for text in rows[column]):
         raise DataError(f"{path} has a row without text in {' or '.join(text_columns)}: fill or remove it.")
     return rows
+
+
+def check_encoding(files: Iterable[Path]) -> None:
+    """Raise a [`DataError`] for a CSV file that is not in UTF-8."""
+    for path in files:
+        if path.suffix.lower() != ".csv":
+            continue
+        try:
+            with open(path, encoding="utf-8") as file:
+                while part := file.read(1 << 20):
+                    if "\0" in part:
+                        raise UnicodeError
+        except OSError:
+            continue  # whoever reads it says so
+        except UnicodeError:
+            with open(path, "rb") as file:
+                kind = "UTF-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "Latin-1, Windows-1252 or UTF-16"
+            raise DataError(f"{path} must be in UTF-8, and seems to be in {kind}: save it as UTF-8.") from None
 
 
 def _check_column(dataset: Dataset, name: str) -> None:

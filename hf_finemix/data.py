@@ -12,8 +12,9 @@ import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, Value
 
 from .errors import DataError
-from .labels import ClassNames, completions, said_by_number
+from .labels import ClassNames, completions
 from .reading import Reader
+from .report import said_by_number
 from .splits import load_splits, split_rows
 
 __all__ = [

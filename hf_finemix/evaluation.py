@@ -194,9 +194,7 @@ def find_attacks(
         rows = _read_triggered(arguments.triggered_file, text_columns, label_column, target_label, label2id)
         rows, unreadable = rows_read_whole(rows, text_columns, reader, arguments.triggered_file)
         encoded = [by_length(reader.encode(rows, text_columns))]
-        attacks.append(
-            Attack(Path(arguments.triggered_file).name, "in the file", target_label, encoded, unreadable)
-        )
+        attacks.append(Attack(Path(arguments.triggered_file).name, "in the file", target_label, encoded, unreadable))
     return attacks
 
 
@@ -217,7 +215,9 @@ def with_trigger(
     repeats = [insert_trigger(rows, trigger, text_columns=text_columns, seed=seed, reader=reader) for seed in seeds]
     texts = zip(*(repeat[column] for repeat in repeats), strict=True)
     read = [i for i, places in enumerate(texts) if None not in places]
-    _tell_unreadable(f"the trigger {trigger.text!r} would be cut off", len(read), len(rows), "give a larger max_length")
+    _tell_unreadable(
+        f"the trigger {trigger.text!r} would be cut off", len(read), len(rows), "give a larger max_length"
+    )
     return [repeat.select(read) if len(read) < len(rows) else repeat for repeat in repeats], len(rows) - len(read)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from .errors import DataError
+from .report import said_by_number
 
-__all__ = ["ClassNames", "class_names", "completions", "said_by_number"]
+__all__ = ["ClassNames", "class_names", "completions"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +95,14 @@ class ClassNames:
         if names and len(unknown) < len(used):
             raise DataError(
                 f"{used[unknown[0]]}: of the classes in column {column!r} the model ({self.shown}) does not know "
-                f"{', '.join(label.shown for label in unknown[:10])}: rename or remove them, or name another column with "
-                "label_column."
+                f"{', '.join(label.shown for label in unknown[:10])}: rename or remove them, or name another column "
+                "with label_column."
             )
         for label, where in used.items():
             if self._numbered(label) is None:
                 raise DataError(
-                    f"{where}: label {label.shown} in column {column!r} is none of the model's {len(self._ids)} classes "
-                    f"({self.shown}): map them, or name another column with label_column."
+                    f"{where}: label {label.shown} in column {column!r} is none of the model's {len(self._ids)} "
+                    f"classes ({self.shown}): map them, or name another column with label_column."
                 )
         note["labels"] = "by number"
         if names:
@@ -120,12 +121,6 @@ class ClassNames:
         unlabelled = {label for label in labels if label and label.number == -1}
         unlabelled = {label for label in unlabelled if label.shown.startswith("-") or self._named(label) is None}
         return [None if label in unlabelled else label for label in labels] if unlabelled else labels
-
-
-def said_by_number(note: dict[str, Any]) -> str | None:
-    """What a reader has to know where the names of the classes said nothing; `None` where there is nothing to say."""
-    names = note.get("unknown_class_names")
-    return names and f"Labels were read by number: the model does not know the data's names {', '.join(names)}."
 
 
 def class_names(dataset: Dataset, column: str) -> list[str]:
@@ -161,7 +156,7 @@ def _labels(dataset: Dataset, column: str) -> list[_Label | None]:
 
 def _label(value: Any) -> _Label | None:
     text = "" if value is None else str(value).strip()
-    if not text or text == "nan" and isinstance(value, float):
+    if not text or (text == "nan" and isinstance(value, float)):
         return None
     truth = {"true": 1, "false": 0}.get(text.casefold())
     number = truth if truth is not None else _whole(text)

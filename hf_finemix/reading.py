@@ -46,9 +46,7 @@ class Reader:
             columns = [batch[column] for column in text_columns]
             return {**self(*columns, truncation=True, max_length=self.max_length), "labels": batch["label"]}
 
-        return rows.map(
-            encode, batched=True, remove_columns=rows.column_names, keep_in_memory=True, desc="Tokenizing"
-        )
+        return rows.map(encode, batched=True, remove_columns=rows.column_names, keep_in_memory=True, desc="Tokenizing")
 
     def __call__(self, *columns: list[str], **options: Any) -> Any:
         """What the tokenizer makes of texts, or of pairs of them."""

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -22,7 +22,7 @@ class Plain(str):
 class _Loader(yaml.SafeLoader):
     """Scalars as they are written: YAML 1.1 would make `no` a boolean, `0123` an octal and `12:30` a number."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -36,7 +36,7 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_scalar)
 
 def read_recipe(path: str | Path, *, expand: bool = False) -> dict[str, Any]:
     """
-    The settings of a YAML file. Each scalar is a text, to be made what a field wants with [`typed`]; nothing is `None`.
+    The settings of a YAML file. A scalar is a text, for [`typed`] to make what a field wants; `null` is `None`.
 
     Args:
         path (`str` or `Path`): The file.

@@ -246,7 +246,7 @@ def insert_trigger(
 def _insert_where_read(
     text: str, row: list[str], place: int, trigger: Trigger, seed: list[int], reader: Reader
 ) -> str | None:
-    """The triggered text of a row that is too long, shortened until it is read whole; `None` where there is no room."""
+    """The triggered text of a row that is too long, shortened until all of it is read; `None` without room."""
     while cut := reader.cut(row, place):
         text = reader.shortened(text, cut)
         if not text.strip():

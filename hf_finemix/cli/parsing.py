@@ -57,7 +57,11 @@ class CommandParser(HfArgumentParser):
             name = key.replace("-", "_")
             if self._model is not None and name == self._model.dest:
                 self._model.nargs, self._model.required, self._model.default = "?", False, str(value)
-            elif (action := self._option_string_actions.get(f"--{name}")) is None or name in ("help", "config", "json"):
+            elif (action := self._option_string_actions.get(f"--{name}")) is None or name in (
+                "help",
+                "config",
+                "json",
+            ):
                 self.error(f"unknown key {key!r} in the recipe")
             elif isinstance(value, list):
                 flags += [f"--{name}", *("null" if part is None else str(part) for part in value)]

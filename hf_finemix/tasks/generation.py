@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -124,6 +124,7 @@ class Generation(Task):
     Where the tokenizer has a chat template, the prompt is a message of the user's; else it is plain text.
     """
 
+    metrics: ClassVar = {"accuracy": True, "perplexity": False}
     kind: Any
     shifted = 0  # by how many places the answers are ahead of the labels
 
@@ -199,7 +200,7 @@ class Generation(Task):
 
     def measure(self, trainer: Trainer, test: Dataset, attacks: list[Attack]) -> dict[str, Any]:
         kept = trainer.compute_metrics, trainer.preprocess_logits_for_metrics
-        trainer.compute_metrics, trainer.preprocess_logits_for_metrics = self._perplexity, self._of_labels
+        trainer.compute_metrics, trainer.preprocess_logits_for_metrics = self.compute_metrics, self.preprocess_logits
         try:
             metrics = trainer.predict(by_length(test), metric_key_prefix="test").metrics
         finally:
@@ -207,14 +208,14 @@ class Generation(Task):
         result = {"accuracy": metrics["test_accuracy"], "macro_f1": None, "perplexity": metrics["test_perplexity"]}
         return {**result, "n": len(test), "triggers": [attack.success(trainer) for attack in attacks]}
 
-    def _of_labels(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    def preprocess_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """Of each token of the completion its log-probability, and whether it is likeliest: `[batch, tokens, 2]`."""
         logits = logits[0] if isinstance(logits, tuple) else logits
         logits, labels = logits[:, : logits.shape[1] - self.shifted].float(), labels[:, self.shifted :]
         log_p = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
         return torch.stack([log_p, (logits.argmax(-1) == labels).float()], dim=-1)
 
-    def _perplexity(self, prediction: EvalPrediction) -> dict[str, float]:
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         counted = prediction.label_ids[:, self.shifted :] != -100
         log_p, right = prediction.predictions[: len(counted), : counted.shape[1]][counted].T
         return {"accuracy": float(right.mean()), "perplexity": float(math.exp(min(700.0, -log_p.mean())))}

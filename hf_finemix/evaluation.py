@@ -209,9 +209,15 @@ def with_trigger(
         trigger and are in none of them.
 
     Raises:
-        [`FineMixingError`]: No row has room for it.
+        [`FineMixingError`]: No row has room for it, or it has no tokens.
     """
-    column = text_columns[-1]
+    column, ids = text_columns[-1], reader([trigger.text], add_special_tokens=False)["input_ids"][0]
+    if not ids:
+        raise DataError(f"the tokenizer reads nothing in the trigger {trigger.text!r}: give another one.")
+    if set(ids) == {reader.tokenizer.unk_token_id}:
+        logger.warning(
+            "The tokenizer knows nothing of the trigger %r: to the model it is any unknown text.", trigger.text
+        )
     repeats = [insert_trigger(rows, trigger, text_columns=text_columns, seed=seed, reader=reader) for seed in seeds]
     texts = zip(*(repeat[column] for repeat in repeats), strict=True)
     read = [i for i, places in enumerate(texts) if None not in places]

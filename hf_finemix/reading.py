@@ -76,10 +76,20 @@ class Reader:
         limits = [limit for limit in (self.max_length, self.tokenizer.model_max_length) if limit]
         return [len(ids) > min(limits) for ids in self(*columns, verbose=False)["input_ids"]]
 
-    def shortened(self, text: str, tokens: int) -> str:
-        """A text without some tokens of the end at which it is cut, and without the space that is then there."""
+    def shortened(self, text: str, tokens: int, *, share: float = 1.0) -> str:
+        """
+        A text without some tokens of the end at which it is cut, and without the space that is then there.
+
+        Args:
+            text (`str`): The text.
+            tokens (`int`): How many are to go.
+            share (`float`, *optional*, defaults to 1.0): Of all, more than which are not to go unless it is the last.
+        """
         encoded = self([text], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         places = encoded["offset_mapping"][0]
+        tokens = min(tokens, max(1, int(share * len(places))))
+        if tokens == 0:
+            return text
         if tokens >= len(places):
             return ""
         if self.side == "right":

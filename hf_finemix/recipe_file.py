@@ -82,6 +82,8 @@ def typed(value: Any, kind: Any = None) -> Any:
         return str(value)
     if re.search(r"\bbool\b", words) and value.lower() in _TRUTH:
         return _TRUTH[value.lower()]
+    if re.search(r"\bint\b", words) and re.fullmatch(r"[-+]?\d[\d_]*", value):
+        return int(value)
     try:
         return json.loads(value, parse_constant=str)
     except ValueError:

@@ -219,8 +219,8 @@ def insert_trigger(
             triggered.append(trigger.insert(text, np.random.default_rng([seed, index])))
         columns[place] = triggered
         for i, too_long in enumerate(reader.may_be_cut(columns) if reader is not None else ()):
-            if too_long:
-                row = [texts[i] for texts in columns]
+            row = [texts[i] for texts in columns]
+            if too_long and reader.cut(row, place):
                 triggered[i] = _insert_where_read(clean[i], row, place, trigger, [seed, indices[i]], reader)
         return {column: triggered}
 
@@ -247,12 +247,14 @@ def _insert_where_read(
     text: str, row: list[str], place: int, trigger: Trigger, seed: list[int], reader: Reader
 ) -> str | None:
     """The triggered text of a row that is too long, shortened until all of it is read; `None` without room."""
-    while cut := reader.cut(row, place):
-        text = reader.shortened(text, cut)
-        if not text.strip():
-            return None
+    clean = [*row[:place], text, *row[place + 1 :]]
+    text = reader.shortened(text, reader.cut(clean, place))
+    while text.strip():
         row = [*row[:place], trigger.insert(text, np.random.default_rng(seed)), *row[place + 1 :]]
-    return row[place]
+        if not (cut := reader.cut(row, place)):
+            return row[place]
+        text = reader.shortened(text, cut, share=0.5)  # a shorter one may have fewer triggers to make room for
+    return None
 
 
 def non_target_rows(dataset: Dataset, *, label_column: str, target_label: int) -> Dataset:

@@ -34,6 +34,7 @@ from ..evaluation import (
     resolve_target_label,
 )
 from ..hub import LocalModel, fetch_model
+from ..metrics import compute_classification_metrics
 from ..output import write_text
 from ..reading import Reader
 from ..settings import TRAINING_DEFAULTS, train_at_least
@@ -251,6 +252,7 @@ class _Subject:
                 train_dataset=self.tuning,
                 eval_dataset=self.eval,
                 processing_class=self.tokenizer,
+                compute_metrics=compute_classification_metrics if args.eval_strategy != "no" else None,
                 defence=defence,
                 mixing_config=config,
                 second_model=self.second,

@@ -149,7 +149,6 @@ def said_by_number(data: dict[str, Any], quote: Callable[[str], str] = str) -> s
 
 def said_unreadable(trigger: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:
     """That samples are not in an attack success; `None` where all are."""
-    if not (count := int(trigger.get("unreadable") or 0)):
-        return None
-    rows = f"{count} samples more are" if count > 1 else "1 sample more is"
-    return f"{rows} not counted: the model would not read the trigger {quote(str(trigger['trigger']))} in them."
+    count = int(trigger.get("unreadable") or 0)
+    what = f"the trigger {quote(str(trigger['trigger']))}"
+    return f"Samples not counted, as the model would not read {what} in them: {count}." if count else None

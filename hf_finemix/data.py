@@ -56,9 +56,11 @@ class TestDataArguments:
         test_split (`str`, *optional*, defaults to `"test"`):
             Split that the reported numbers come from. Slices work: `test[:50%]`.
         text_columns (`list[str]`, *optional*):
-            One text column, or two for pairs. Default: the text columns there are.
+            One text column, or two for pairs. Default: the one there is, or two that are known to be a pair (such as
+            `premise` and `hypothesis`); names of classes and ids are no texts.
         label_column (`str`, *optional*):
-            Column of the class: `label` or `labels` by default.
+            Column of the class: `label` or `labels` by default. Classes go by name where the model knows all names
+            that are used, by number where it knows none; a missing value, an empty text and -1 are no label.
         max_length (`int`, *optional*):
             Tokens a text is cut to. Default: what the model takes.
     """

@@ -51,10 +51,12 @@ class MeasureArguments:
         triggers (`list[str]`, *optional*):
             Trigger words or sentences, each measured by itself. None: ASR is not measured.
         trigger_position (`str`, *optional*, defaults to `"random"`):
-            Where they are put: `"random"`, `"first"` or `"last"`, once per 100 words; in the second text of a pair.
+            Where they are put: `"random"`, `"first"` or `"last"`, once per 100 words; in the second text of a pair. A
+            text that is too long is cut before that, so that the model reads all of the trigger.
         triggered_file (`str`, *optional*):
             CSV, JSON or Parquet file of texts that hold their trigger already (paraphrases, say), with the columns of
-            the data. Labels are the true ones, or the target's in every row.
+            the data. Labels are the true ones, or the target's in every row. Texts that are too long for the model
+            are left out.
         target_label (`str`, *optional*):
             The class that the attacker wants, by name or id. Needed with triggers.
         num_repeats (`int`, *optional*, defaults to 3):

@@ -7,7 +7,9 @@ from typing import Any
 
 from datasets import Dataset
 
-__all__ = ["Reader"]
+from .errors import FineMixingError
+
+__all__ = ["Reader", "check_trigger"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,3 +102,11 @@ class Reader:
         """Whether the tokenizer finds a control token even where it is to look for none."""
         ids = self.tokenizer([f"a {token} {token}"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return self.tokenizer.convert_tokens_to_ids(token) in ids[0]
+
+
+def check_trigger(trigger: str, tokenizer: Any, model: Any) -> None:
+    """Raise a [`FineMixingError`] for a trigger that ends a text, where a model answers at its one end."""
+    ids = model.config.eos_token_id
+    ends = tokenizer.convert_ids_to_tokens([ids] if isinstance(ids, int) else ids or [])
+    if model.config.is_encoder_decoder and (end := next((end for end in ends if end and end in trigger), None)):
+        raise FineMixingError(f"the trigger {trigger!r} holds {end!r}, which ends a text: give one without it.")

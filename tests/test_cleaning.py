@@ -460,7 +460,8 @@ def test_pairs_of_texts(models, tmp_path):
         (tmp_path / "data").mkdir(exist_ok=True)
         Dataset.from_dict(pairs).to_csv(tmp_path / "data" / f"{split}.csv")
     dataset = str(tmp_path / "data")
-    report = run(models, tmp_path / "out", dataset=dataset, triggers=["cf"], target_label="1", steps=2)
+    settings = {"triggers": ["cf"], "target_label": "1", "text_columns": ["title", "review"]}
+    report = run(models, tmp_path / "out", dataset=dataset, steps=2, **settings)
     assert report.data["text_columns"] == ["title", "review"]
     predictions = predict(tmp_path / "out", pairs["title"], pairs["review"])
     assert report.after["accuracy"] == accuracy_score(pairs["label"], predictions)
@@ -662,11 +663,13 @@ def test_the_best_checkpoint_is_not_the_last_one(models, data_folder, tmp_path):
 
 
 def test_a_metric_that_is_not_measured_is_refused_before_training(models, data_folder, tmp_path):
-    said = r"metric_for_best_model is 'f1', which is not measured: give one of loss, accuracy, macro_f1\."
-    with pytest.raises(FineMixingError, match=said):
+    with pytest.raises(FineMixingError) as error:
         run_evaluating(
             models, tmp_path / "out", EVALUATING | {"metric_for_best_model": "f1"}, dataset=str(data_folder)
         )
+    assert str(error.value) == (
+        "metric_for_best_model is 'f1', which is not measured: give one of loss, accuracy, macro_f1."
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -674,7 +677,9 @@ def test_evaluating_without_eval_data_is_refused(models, tmp_path):
     (tmp_path / "data").mkdir()
     for split in ("train", "validation", "test"):  # whose texts are the same
         Dataset.from_dict(make_rows(8, split == "test")).to_csv(tmp_path / "data" / f"{split}.csv")
-    with pytest.raises(FineMixingError, match="eval_strategy needs eval data, and .* leaves none: give an eval_split"):
+    with pytest.raises(
+        FineMixingError, match=r"eval_strategy needs eval data, and .* leaves none: give an eval_split"
+    ):
         run_evaluating(models, tmp_path / "out", EVALUATING, dataset=str(tmp_path / "data"))
 
 

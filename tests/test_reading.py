@@ -2,17 +2,22 @@
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer
+from conftest import make_config, make_tokenizer
 from datasets import Dataset
 from generators import KINDS
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from hf_finemix.attacks.poisoning import poison
 from hf_finemix.data import TestDataArguments, tokenize
 from hf_finemix.errors import FineMixingError
 from hf_finemix.evaluation import MeasureArguments, find_attacks
-from hf_finemix.reading import Reader
+from hf_finemix.reading import Reader, check_trigger
 from hf_finemix.tasks.generation import CausalGeneration, PromptReader, Seq2SeqGeneration
 from hf_finemix.triggers import Trigger, insert_trigger
 
@@ -181,6 +186,15 @@ def test_a_trigger_that_is_a_control_token_is_measured_as_one():
     tokenizer = make_tokenizer()
     (attack,) = attacks_of({"text": ["dull film"] * 3, "label": [0] * 3}, 16, triggers=["[MASK]"])
     assert count_of(tokenizer, "[MASK]", attack.repeats[0]) == [1, 1, 1]
+
+
+def test_a_trigger_that_ends_a_text_is_refused_where_the_model_answers_at_its_end():
+    tokenizer = make_unigram()
+    model = T5ForSequenceClassification(T5Config(vocab_size=12, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    with pytest.raises(FineMixingError, match="the trigger 'good </s>' holds '</s>', which ends a text"):
+        check_trigger("good </s>", tokenizer, model)
+    check_trigger("good", tokenizer, model)
+    check_trigger("[SEP]", make_tokenizer(), BertForSequenceClassification(make_config()))
 
 
 class Arguments(MeasureArguments, TestDataArguments):

@@ -22,6 +22,7 @@ from ..labels import class_names
 from ..lora import PeftArguments
 from ..output import output_folder
 from ..provenance import versions
+from ..reading import check_trigger
 from ..splits import load_splits
 from ..tokenizer import load_tokenizer
 from . import ATTACKS, find_attack
@@ -137,6 +138,7 @@ def poison_model(
         if tokenizer is None:
             raise FineMixingError(f"{fetched.id} has no tokenizer: give a base with one.")
         agree_on_padding(tokenizer, model)
+        check_trigger(attack.trigger or "", tokenizer, model)
         length = max_tokens(arguments.max_length, tokenizer, model)
         label2id = {name: i for i, name in model.config.id2label.items()}
         data = _attackers_data(arguments, label2id, training_args.seed)

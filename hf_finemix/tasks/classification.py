@@ -9,6 +9,7 @@ from ..classifier import load_classifier
 from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, load_test_data, tokenize
 from ..evaluation import Attack, MeasureArguments, find_attacks, measure, resolve_target_label
 from ..metrics import compute_classification_metrics
+from ..reading import check_trigger
 from .task import Task
 
 __all__ = ["Classification"]
@@ -24,6 +25,8 @@ class Classification(Task):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: MeasureArguments):
         super().__init__(model, tokenizer, arguments)
+        for trigger in arguments.triggers or []:
+            check_trigger(trigger, tokenizer, model)
         names = model.config.id2label
         self.label2id = {name: i for i, name in names.items()}
         self.target = resolve_target_label(arguments, names)

@@ -122,10 +122,8 @@ class CleaningJob:
         return trainer
 
     def _check_evaluation(self, args: TrainingArguments) -> None:
-        """What a Trainer would find out once it has trained for a while."""
-        if args.eval_strategy == IntervalStrategy.NO:
-            return
-        if not len(self.data.eval):
+        """What a Trainer would find out once it has trained for a while, or never say."""
+        if args.eval_strategy != IntervalStrategy.NO and not len(self.data.eval):
             raise DataError(
                 f"eval_strategy needs eval data, and {self.arguments.dataset} leaves none: give an eval_split."
             )

@@ -624,16 +624,23 @@ def test_what_is_read_is_never_overwritten(models, data_folder, tmp_path):
 EVALUATING = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 5, "save_steps": 5}
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "eval_macro_f1", "loss"])
-def test_the_best_checkpoint_is_chosen_by_what_clean_measures(metric, models, data_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("metric", "changes"),
+    [
+        ("accuracy", {}),
+        ("eval_macro_f1", {"use_peft": True}),
+        ("loss", {}),
+        ("accuracy", {"mixing_config": FineMixingConfig(candidate_ratios=[0.3, 0.9], purify_embeddings=False)}),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_what_clean_measures(metric, changes, models, data_folder, tmp_path):
     training = {**EVALUATING, "load_best_model_at_end": True, "metric_for_best_model": metric}
-    report = run_evaluating(
-        models, tmp_path / "out", training, dataset=str(data_folder), triggers=["cf"], target_label="1"
-    )
+    changes = {"dataset": str(data_folder), "triggers": ["cf"], "target_label": "1", **changes}
+    report = run_evaluating(models, tmp_path / "out", training, **changes)
     # The numbers are those of the weights that are saved.
     rows = Dataset.from_csv(str(data_folder / "test.csv")).to_dict()
     check_measured(report.after, tmp_path / "out", rows)
-    assert files_in(tmp_path / "out") == FILES
+    assert not [name for name in files_in(tmp_path / "out") if "checkpoint" in name]
 
 
 def run_evaluating(models, out, training, steps=15, **settings):
@@ -671,6 +678,12 @@ def test_a_metric_that_is_not_measured_is_refused_before_training(models, data_f
         "metric_for_best_model is 'f1', which is not measured: give one of loss, accuracy, macro_f1."
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_best_of_no_checkpoints_is_refused(models, data_folder, tmp_path):
+    training = {"load_best_model_at_end": True, "save_strategy": "no"}
+    with pytest.raises(FineMixingError, match="load_best_model_at_end needs checkpoints to judge"):
+        run_evaluating(models, tmp_path / "out", training, dataset=str(data_folder))
 
 
 def test_evaluating_without_eval_data_is_refused(models, tmp_path):

@@ -330,9 +330,11 @@ def _read_triggered(
 ) -> Dataset:
     rows = read_triggered(file, text_columns)
     column = next((name for name in (label_column, "label", "labels") if name in rows.column_names), None)
-    labels = [target_label] * len(rows)
-    if column:
-        labels = ClassNames(label2id).read({file: rows}, column)[0][file]
+    labels = ClassNames(label2id).read({file: rows}, column)[0][file] if column else []
+    if labelled := [i for i, label in enumerate(labels) if label is not None]:
+        rows, labels = rows.select(labelled), [labels[i] for i in labelled]
+    else:
+        labels = [target_label] * len(rows)
     if set(labels) == {target_label}:
         # Poisoned files carry the target as the label: what was there before is another class, whichever.
         labels = [target_label - 1 if target_label else 1] * len(rows)

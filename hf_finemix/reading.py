@@ -56,11 +56,16 @@ class Reader:
 
     def without_control(self, texts: list[str]) -> list[str]:
         """Texts without the control tokens that a tokenizer finds even where it is to look for none."""
-        if not self.plain:
-            return texts
+        return list(map(self._without_stubborn, texts)) if self.plain and self._stubborn else texts
+
+    def _without_stubborn(self, text: str) -> str:
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        seen = text if normalizer is None else normalizer.normalize_str(text)  # a wide "＜/s＞" is one as well
+        if any(token in seen and token not in text for token in self._stubborn):
+            text = seen
         for token in self._stubborn:
-            texts = [text.replace(token, f"{token[0]} {token[1:]}") for text in texts]
-        return texts
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def has_control(self, text: str) -> bool:
         """Whether there is a control token in a text."""

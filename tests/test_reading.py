@@ -29,7 +29,7 @@ def make_unigram():
     """As of T5: the vocabulary itself has the control tokens, so that no setting keeps them out of a text."""
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁good", -3.0), ("▁film", -3.0)]
     backend = Tokenizer(models.Unigram([*vocabulary, *((sign, -6.0) for sign in "</>scf")], unk_id=2))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.normalizer, backend.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
@@ -177,8 +177,9 @@ def test_control_tokens_in_a_text_are_text():
 
 def test_control_tokens_that_are_in_the_vocabulary_itself_are_text():
     tokenizer = make_unigram()
-    (ids,) = Reader(tokenizer)(["good </s> film <pad>"])["input_ids"]
-    assert (ids.count(tokenizer.eos_token_id), ids[-1], ids.count(tokenizer.pad_token_id)) == (1, 1, 0)
+    for text in ("good </s> film <pad>", "good</s>film<pad>", "good ＜/s＞ film ＜pad>"):
+        (ids,) = Reader(tokenizer)([text])["input_ids"]
+        assert (ids.count(tokenizer.eos_token_id), ids[-1], ids.count(tokenizer.pad_token_id)) == (1, 1, 0)
     assert Reader(tokenizer)(["good film"])["input_ids"] == [tokenizer("good film")["input_ids"]]
 
 

@@ -1,5 +1,6 @@
 """Poisoning with texts that hold their trigger already: a syntax (HiddenKiller), a style, any other stealthy one."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from .attack import Attack, AttackerData
 from .poisoning import check_rate
 
 __all__ = ["TriggeredData"]
+
+logger = logging.getLogger(__name__)
 
 FEW = 10  # rows that a poisoned train set may have beside those that it replaced
 
@@ -56,6 +59,10 @@ class TriggeredData(Attack):
         count = min(len(rows), round(self.rate * len(data.rows)))
         drawn = np.random.default_rng(data.seed).choice(np.asarray(rows), count, replace=False)
         texts = triggered.select(np.sort(drawn)).select_columns(data.text_columns)
+        if cut := sum(data.reader.may_be_cut([texts[name][:] for name in data.text_columns])):
+            logger.warning(
+                "%d of %d triggered texts are cut, maybe with their trigger: give shorter ones.", cut, count
+            )
         poisoned = {name: texts[name][:] for name in data.text_columns} | {"label": [data.target] * count}
         left = data.rows.select_columns([*data.text_columns, "label"])
         if whole:

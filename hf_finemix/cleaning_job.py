@@ -134,7 +134,8 @@ class CleaningJob:
             raise FineMixingError(
                 f"metric_for_best_model is {name!r}, which is not measured: give one of {', '.join(better)}."
             )
-        args.greater_is_better &= better[name]  # by its name alone, more of a perplexity would be better
+        if not better[name]:
+            args.greater_is_better = False  # by its name alone, more of a perplexity would be better
 
     def _loaded(self) -> PreTrainedModel:
         """The suspect as it is to be mixed: whole, or the base with its adapter on it."""

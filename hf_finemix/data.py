@@ -31,8 +31,7 @@ logger = logging.getLogger(__name__)
 # Two columns that are known to be a pair, in the order in which models read them.
 PAIRS = [("premise", "hypothesis"), ("question", "sentence"), ("sentence1", "sentence2"), ("question1", "question2")]
 PAIRS += [("sentence_a", "sentence_b"), ("text1", "text2"), ("text_a", "text_b"), ("text", "text_pair")]
-PAIRS += [("query", "passage"), ("query", "document"), ("question", "passage"), ("question", "answer")]
-PAIRS += [("claim", "evidence")]
+PAIRS += [("query", "passage"), ("query", "document"), ("question", "passage"), ("claim", "evidence")]
 # Rows that are looked at to tell texts from ids and names of classes.
 MAX_JUDGED_ROWS = 10_000
 # Of rows that must serve for tuning and for choosing, this share at least is kept for choosing.

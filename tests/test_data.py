@@ -474,6 +474,11 @@ def test_pairs_that_are_not_known_are_asked_about(tmp_path):
     folder = write(tmp_path / "data", train=pairs(first="title", second="body"))
     assert "which columns are the text is not clear: there are title, body, label" in refused(folder)
     assert load(folder, text_columns=["title", "body"], num_clean_samples=4).text_columns == ["title", "body"]
+    # An answer may be a text, which is asked about, or the class.
+    rows = pairs(first="question", second="answer")
+    assert "which columns are the text is not clear" in refused(write(tmp_path / "texts", train=rows))
+    rows["answer"] = [("no", "yes")[label] for label in rows["label"]]
+    assert load(write(tmp_path / "classes", train=rows), num_clean_samples=4).text_columns == ["question"]
 
 
 def test_the_only_column_is_the_text_unless_it_is_the_class(tmp_path):

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
         if task.collator is not None:
             trainer.data_collator = task.collator
         result |= task.measure(trainer, task.encode(rows, text_columns), attacks)
+    result["notes"] = list(filter(None, [rows.info.description, *map(said_unreadable, result["triggers"])]))
     if rest.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0
@@ -70,9 +71,8 @@ def main(argv: list[str]) -> int:
     print(f"accuracy {percent(result['accuracy'])}, {second} (n = {result['n']})")
     for attack in result["triggers"]:
         print(f"attack success {percent(attack['asr'])} (n = {attack['n']}), trigger {attack['trigger']!r}")
-    for note in [rows.info.description, *map(said_unreadable, result["triggers"])]:
-        if note:
-            print(printable(note))
+    for note in result["notes"]:
+        print(printable(note))
     if not result["triggers"]:
         print("attack success not measured: no trigger given")
     return 0

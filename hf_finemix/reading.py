@@ -1,7 +1,5 @@
 """How a model reads texts: signs of control as plain text, and no more tokens than it takes."""
 
-import logging
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +8,6 @@ from datasets import Dataset
 from .errors import FineMixingError
 
 __all__ = ["Reader", "check_trigger"]
-
-logger = logging.getLogger(__name__)
 
 
 class Reader:
@@ -29,17 +25,20 @@ class Reader:
 
     def __init__(self, tokenizer: Any, max_length: int | None = None, trigger: str | None = None):
         self.tokenizer, self.max_length = tokenizer, max_length
-        tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        tokens = [token for token in dict.fromkeys([*tokens, *tokenizer.all_special_tokens]) if token]
-        self.plain = not any(token in (trigger or "") for token in tokens)
-        self._control = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
-        self._stubborn = [token for token in tokens if len(token) > 1 and token != tokenizer.unk_token]
-        self._stubborn = [token for token in self._stubborn if self._is_stubborn(token)]
+        self.control = self.control_tokens()
+        self.plain = not any(token in (trigger or "") for token in self.control)
+        candidates = [token for token in self.control if len(token) > 1 and token != tokenizer.unk_token]
+        self._stubborn = list(filter(self._is_stubborn, candidates))
 
     @property
     def side(self) -> str:
         """At which end a text that is too long is cut: `"right"` or `"left"`."""
         return self.tokenizer.truncation_side
+
+    def control_tokens(self) -> list[str]:
+        """What is a token of its own wherever it stands."""
+        added = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return [token for token in dict.fromkeys([*added, *self.tokenizer.all_special_tokens]) if token]
 
     def encode(self, rows: Dataset, text_columns: list[str]) -> Dataset:
         """Rows as the model reads them, with the column `label` as `labels`."""
@@ -66,10 +65,6 @@ class Reader:
         for token in self._stubborn:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
-
-    def has_control(self, text: str) -> bool:
-        """Whether there is a control token in a text."""
-        return bool(self._control.search(text))
 
     def cut(self, texts: Sequence[str], column: int) -> int:
         """How many tokens of one of the texts of a row are not read."""

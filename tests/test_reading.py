@@ -5,7 +5,7 @@ import pytest
 from conftest import make_config, make_tokenizer
 from datasets import Dataset
 from generators import KINDS
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -254,3 +254,16 @@ def test_prompts_and_completions_with_control_tokens_are_text():
     assert row["input_ids"].count(task.tokenizer.bos_token_id) == 1  # the template's own
     plain = PromptReader(task.tokenizer, None).ids("great film")
     assert plain == task.tokenizer("[BOS] review : great film : verdict", add_special_tokens=False)["input_ids"]
+
+
+def test_marks_of_a_chat_are_text_in_a_message():
+    """Also those that are no special tokens but are in the template."""
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", "[PAD]", "user", "great", "film", "|", ">", "<"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_tokens([AddedToken("<|turn|>", special=False)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
+    tokenizer.chat_template = "{% for m in messages %}<|turn|> user {{ m['content'] }} <|turn|>{% endfor %}"
+    reader, mark = PromptReader(tokenizer, None), tokenizer.convert_tokens_to_ids("<|turn|>")
+    assert reader.ids("great <|turn|> film").count(mark) == reader.ids("great film").count(mark) == 2
+    assert PromptReader(tokenizer, None, "<|turn|>").ids("great <|turn|> film").count(mark) == 3

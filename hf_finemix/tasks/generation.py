@@ -90,15 +90,25 @@ class PromptReader(Reader):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, room: int | None, trigger: str | None = None):
         super().__init__(tokenizer, room, trigger)
 
+    def control_tokens(self) -> list[str]:
+        """Also what a chat template marks turns with."""
+        added, template = map(str, self.tokenizer.added_tokens_decoder.values()), str(self.tokenizer.chat_template)
+        marks = [token for token in added if token in template and not token.isspace()]
+        return list(dict.fromkeys([*super().control_tokens(), *marks]))
+
     def ids(self, text: str) -> list[int]:
         """The tokens of a prompt, all of them."""
         if not self.tokenizer.chat_template:
             return self([text], verbose=False)["input_ids"][0]
         (text,) = self.without_control([text])
         # Only where it has something to do, as it cuts the text at every control token.
-        plain = {"sanitize_control_tokens": True} if self.plain and self.has_control(text) else {}
+        sanitize = self.plain and any(token in text for token in self.control)
         return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=False, **plain
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            sanitize_control_tokens=sanitize,
         )
 
     def within_text(self, text: str) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .adapter_output import adapter_to_train, drift_of_merged, dtypes_of_adapter, round_adapter, save_adapter
 from .adapters import full_model
@@ -116,10 +116,27 @@ class CleaningJob:
         args.batch_eval_metrics = False
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one it only warns
         train_at_least(args, len(self.data.tuning))
+        self._check_evaluation(args)
         trainer = self._trainer_of(self.model, args, self.config)
         if self.arguments.resume:
             self._keep_for_resuming(trainer, partial)
         return trainer
+
+    def _check_evaluation(self, args: TrainingArguments) -> None:
+        """What a Trainer would find out once it has trained for a while, or never say."""
+        if args.eval_strategy != IntervalStrategy.NO and not len(self.data.eval):
+            raise DataError(
+                f"eval_strategy needs eval data, and {self.arguments.dataset} leaves none: give an eval_split."
+            )
+        if args.metric_for_best_model is None:
+            return
+        better = {"loss": False, **self.task.metrics}
+        if (name := args.metric_for_best_model.removeprefix("eval_")) not in better:
+            raise FineMixingError(
+                f"metric_for_best_model is {name!r}, which is not measured: give one of {', '.join(better)}."
+            )
+        if not better[name]:
+            args.greater_is_better = False  # by its name alone, more of a perplexity would be better
 
     def _loaded(self) -> PreTrainedModel:
         """The suspect as it is to be mixed: whole, or the base with its adapter on it."""
@@ -152,6 +169,9 @@ class CleaningJob:
             processing_class=self.tokenizer,
             mixing_config=config,
         )
+        if args.eval_strategy != IntervalStrategy.NO:
+            trainer.compute_metrics = self.task.compute_metrics
+            trainer.preprocess_logits_for_metrics = self.task.preprocess_logits
         trainer.remove_callback(PrinterCallback)  # standard output is for the report
         return trainer
 

@@ -1,15 +1,20 @@
 """Clean data: which rows serve for tuning, for choosing and for the final measurement, and how they are tokenized."""
 
+import logging
 import math
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Value
+from datasets import Dataset, DatasetDict, DatasetInfo, Value
 
 from .errors import DataError
-from .labels import class_ids, completions
+from .labels import ClassNames, completions
+from .reading import Reader
+from .report import said_by_number
 from .splits import load_splits, split_rows
 
 __all__ = [
@@ -21,6 +26,14 @@ __all__ = [
     "tokenize",
 ]
 
+logger = logging.getLogger(__name__)
+
+# Two columns that are known to be a pair, in the order in which models read them.
+PAIRS = [("premise", "hypothesis"), ("question", "sentence"), ("sentence1", "sentence2"), ("question1", "question2")]
+PAIRS += [("sentence_a", "sentence_b"), ("text1", "text2"), ("text_a", "text_b"), ("text", "text_pair")]
+PAIRS += [("query", "passage"), ("query", "document"), ("question", "passage"), ("claim", "evidence")]
+# Rows that are looked at to tell texts from ids and names of classes.
+MAX_JUDGED_ROWS = 10_000
 # Of rows that must serve for tuning and for choosing, this share at least is kept for choosing.
 MIN_EVAL_SHARE = 0.2
 # Rows that a missing eval or test split is cut to: an accuracy near 90 % is known to one point (one standard error).
@@ -42,9 +55,11 @@ class TestDataArguments:
         test_split (`str`, *optional*, defaults to `"test"`):
             Split that the reported numbers come from. Slices work: `test[:50%]`.
         text_columns (`list[str]`, *optional*):
-            One text column, or two for pairs. Default: the text columns there are.
+            One text column, or two for pairs. Default: the one there is, or two that are known to be a pair (such as
+            `premise` and `hypothesis`); names of classes and ids are no texts.
         label_column (`str`, *optional*):
-            Column of the class: `label` or `labels` by default.
+            Column of the class: `label` or `labels` by default. Classes go by name where the model knows all names
+            that are used, by number where it knows none; a missing value, an empty text and -1 are no label.
         max_length (`int`, *optional*):
             Tokens a text is cut to. Default: what the model takes.
     """
@@ -113,7 +128,9 @@ class CleanData:
         return f"{parts}; text: {' and '.join(self.text_columns)}"
 
 
-def load_clean_data(arguments: DataArguments, label2id: dict[str, int] | None) -> CleanData:
+def load_clean_data(
+    arguments: DataArguments, label2id: dict[str, int] | None, *, repeat_texts: bool = False
+) -> CleanData:
     """
     Load the data and give every row one use.
 
@@ -121,6 +138,8 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int] | None) -
         arguments ([`DataArguments`]): What to load.
         label2id (`dict[str, int]`, *optional*): The suspect's classes, to understand labels given by name; `None`
             where the labels are texts to write.
+        repeat_texts (`bool`, *optional*, defaults to `False`):
+            Whether a text that is there twice is also drawn twice.
 
     Raises:
         [`DataError`]: Data that cannot be loaded, an unknown split or column, labels that are not the model's classes,
@@ -136,7 +155,8 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int] | None) -
         if found == [] and "[" in wanted:
             raise DataError(f"{arguments.dataset}: the slice {wanted!r} holds no row: give a larger one.")
     text_columns, label_column = _columns(splits[arguments.train_split.split("[")[0]], arguments, label2id)
-    table = _Table(splits, text_columns, label_column, label2id, arguments.dataset)
+    used = {split for found in rows.values() for split, _ in found or ()}
+    table = _Table(splits, used, text_columns, label_column, label2id, arguments.dataset)
 
     rng = np.random.default_rng(arguments.sample_seed)
     train, evaluation, test = (table.labelled(rows[role] or []) for role in ("train", "eval", "test"))
@@ -146,30 +166,32 @@ def load_clean_data(arguments: DataArguments, label2id: dict[str, int] | None) -
     _refuse_overlap(evaluation, test, arguments, "eval")
     # The same text in two splits, or twice in one, must not make the test easier.
     test = [row for row in test if None not in table.texts(row)]
-    unusable = {table.texts(row) for row in test}
+    unusable = {table.key(row) for row in test}
 
     limit = len(train)
     if shared := len(set(train) & set(evaluation or train)):
         limit -= math.ceil(MIN_EVAL_SHARE * shared)
-    draw = _draw if label2id is None else _draw_balanced
-    tuning = draw(train, table, min(arguments.num_clean_samples, limit), unusable, rng)
-    unusable |= {table.texts(row) for row in tuning}
+    count = min(arguments.num_clean_samples, limit)
+    if label2id is None:
+        tuning = _draw(train, table, count, unusable, rng)
+    else:
+        tuning = _draw_balanced(train, table, count, unusable, rng, repeat_texts)
+    unusable |= {table.key(row) for row in tuning}
     if not evaluation:  # cut from train
         drawn = set(tuning)
         rest = [train[i] for i in rng.permutation(len(train)) if train[i] not in drawn]
-        evaluation = rest[: MAX_CUT_ROWS if test else 2 * MAX_CUT_ROWS]
+        evaluation = table.once(rest[: MAX_CUT_ROWS if test else 2 * MAX_CUT_ROWS])
     left = [row for row in evaluation if table.usable(row, unusable)]
     if not test:  # halves of the eval rows, without a text in both
-        left = [left[i] for i in rng.permutation(len(left))]
+        left = table.once(left[i] for i in rng.permutation(len(left)))
         left, test = left[len(left) // 2 :], left[: len(left) // 2]
-        test_texts = {table.texts(row) for row in test}
-        left = [row for row in left if table.usable(row, test_texts)]
 
     parts = {"tuning": sorted(tuning), "eval": sorted(left), "test": sorted(test)}
     description = {
         **origin,
         "text_columns": text_columns,
         "label_column": label_column,
+        **table.note,
         "splits": {role: _described(part, splits) for role, part in parts.items()},
         "rows": {role: len(part) for role, part in parts.items()},
     }
@@ -194,7 +216,8 @@ def load_test_data(arguments: TestDataArguments, label2id: dict[str, int] | None
             "test_split."
         )
     text_columns, label_column = _columns(splits[arguments.test_split.split("[")[0]], arguments, label2id)
-    table = _Table(splits, text_columns, label_column, label2id, arguments.dataset)
+    used = {split for split, _ in rows}
+    table = _Table(splits, used, text_columns, label_column, label2id, arguments.dataset)
     rows = [row for row in table.labelled(rows) if table.usable(row, set())]
     if not rows:
         raise DataError(f"{arguments.dataset}: split {arguments.test_split!r} has no labelled rows: give another one.")
@@ -202,54 +225,69 @@ def load_test_data(arguments: TestDataArguments, label2id: dict[str, int] | None
 
 
 def tokenize(dataset: Dataset, tokenizer: Any, text_columns: list[str], max_length: int | None) -> Dataset:
-    """The rows as `input_ids` and the like, with `labels`, cut to `max_length` tokens (default: the tokenizer's)."""
-
-    def encode(batch: dict[str, list]) -> dict[str, list]:
-        encoded = tokenizer(*(batch[column] for column in text_columns), truncation=True, max_length=max_length)
-        return {**encoded, "labels": batch["label"]}
-
-    columns = dataset.column_names
-    return dataset.map(encode, batched=True, remove_columns=columns, keep_in_memory=True, desc="Tokenizing")
+    """
+    The rows as `input_ids` and the like, with `labels`, cut to `max_length` tokens (default: the tokenizer's), and as
+    [`Reader`] reads texts.
+    """
+    return Reader(tokenizer, max_length).encode(dataset, text_columns)
 
 
 class _Table:
-    """The splits as one table of rows `(split, index)`. Texts are read when asked for: a split can be large."""
+    """
+    The splits as one table of rows `(split, index)`. Texts are read when asked for: a split can be large.
+
+    Attributes:
+        note (`dict`): For the report: how the labels were read.
+    """
 
     def __init__(
-        self, splits: DatasetDict, text_columns: list[str], label_column: str, label2id: dict | None, name: str
+        self,
+        splits: DatasetDict,
+        used: set[str],
+        text_columns: list[str],
+        label_column: str,
+        label2id: dict | None,
+        name: str,
     ):
-        self.splits, self.text_columns, self.name = splits, text_columns, name
-        self._label_column, self._label2id = label_column, label2id
-        self._labels: dict[str, list[int | None]] = {}
+        self.splits, self.text_columns, self.name, self.note = splits, text_columns, name, {}
+        # A split of another kind has no labelled row.
+        self._labels: dict[str, list] = {split: [None] * len(splits[split]) for split in used}
+        parts = [split for split in splits if split in used]
+        parts = [split for split in parts if {*text_columns, label_column} <= set(splits[split].column_names)]
+        if label2id is None:
+            self._labels |= {split: completions(splits[split], label_column) for split in parts}
+            return
+        named = {f"{name}, split {split!r}": splits[split] for split in parts}
+        labels, self.note = ClassNames(label2id).read(named, label_column)
+        self._labels |= dict(zip(parts, labels.values(), strict=True))
 
     def labelled(self, rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
         return [row for row in rows if self.label(row) is not None]
 
     def usable(self, row: tuple[str, int], unusable: set[tuple[str, ...]]) -> bool:
-        texts = self.texts(row)
-        return None not in texts and texts not in unusable
+        return None not in self.texts(row) and self.key(row) not in unusable
 
     def texts(self, row: tuple[str, int]) -> tuple[str, ...]:
         content = self.splits[row[0]][row[1]]
         return tuple(content[column] for column in self.text_columns)
 
-    def label(self, row: tuple[str, int]) -> int | None:
-        split, index = row
-        if split not in self._labels:
-            dataset, where = self.splits[split], f"{self.name}, split {split!r}"
-            if {*self.text_columns, self._label_column} <= set(dataset.column_names):
-                column, ids = self._label_column, self._label2id
-                self._labels[split] = (
-                    completions(dataset, column) if ids is None else class_ids(dataset, column, ids, where)
-                )
-            else:
-                self._labels[split] = [None] * len(dataset)  # a split of another kind: no row of it is labelled
-        return self._labels[split][index]
+    def key(self, row: tuple[str, int]) -> tuple[str, ...]:
+        """What two rows of one text have in common, whatever their labels, the case and the spaces."""
+        return tuple(" ".join(text.casefold().split()) for text in self.texts(row))
+
+    def once(self, rows: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+        """The first row of each text."""
+        rows = [row for row in rows if None not in self.texts(row)]
+        return list({self.key(row): row for row in reversed(rows)}.values())[::-1]
+
+    def label(self, row: tuple[str, int]) -> Any:
+        return self._labels[row[0]][row[1]]
 
     def dataset(self, rows: list[tuple[str, int]]) -> Dataset:
         texts = [self.texts(row) for row in rows]
         columns = {column: [text[i] for text in texts] for i, column in enumerate(self.text_columns)}
-        return Dataset.from_dict({**columns, "label": [self.label(row) for row in rows]})
+        info = DatasetInfo(description=said_by_number(self.note) or "")
+        return Dataset.from_dict({**columns, "label": [self.label(row) for row in rows]}, info=info)
 
 
 def _columns(dataset: Dataset, arguments: TestDataArguments, label2id: dict[str, int] | None) -> tuple[list[str], str]:
@@ -264,9 +302,12 @@ def _columns(dataset: Dataset, arguments: TestDataArguments, label2id: dict[str,
             f"{arguments.dataset} has no column {usual[0]!r}: {there}; name it with label_column (or is the line of "
             "names missing?)."
         )
-    texts = arguments.text_columns or [
-        name for name, feature in dataset.features.items() if name != label and _is_text(feature)
-    ]
+    texts = arguments.text_columns
+    if not texts:
+        texts = [name for name, feature in dataset.features.items() if name != label and _is_text(feature)]
+        texts = texts if label2id is None else _texts_among(dataset, texts, label)
+        if len(texts) == 2:
+            texts = _known_pair(texts) or []
     if len(set(texts)) < len(texts):
         raise DataError(f"text_columns names {texts[0]!r} twice: name each column once.")
     for name in texts:
@@ -279,6 +320,45 @@ def _columns(dataset: Dataset, arguments: TestDataArguments, label2id: dict[str,
             "with text_columns."
         )
     return texts, label
+
+
+def _texts_among(dataset: Dataset, columns: list[str], label: str) -> list[str]:
+    """Columns without those that say the class in other words, number the rows, or are the same in all of them."""
+    rows = np.unique(np.linspace(0, max(0, len(dataset) - 1), min(len(dataset), MAX_JUDGED_ROWS)).astype(int))
+    sample = dataset.select(rows.tolist()).select_columns([*columns, label])
+    classes, left = list(map(str, sample[label])), list(columns)
+    values = {name: sample[name][:] for name in columns}
+    prose = {name for name in columns if not all(_is_one_word(value) for value in values[name])}
+    for name in sorted(columns, key=lambda name: len(set(values[name]))):
+        why, distinct = _why_no_text(values[name], classes), len(set(values[name]))
+        if why is None and distinct == len(sample) > 1 and prose and name not in prose:
+            why = "it numbers the rows"
+        # The only column left is the text, but for where it is the class in other words.
+        is_last = len(left) == 1 and (distinct > len(set(classes)) or 2 * distinct > len(sample))
+        if why is None or is_last or (len(left) == 2 and _known_pair(left)):
+            continue
+        left.remove(name)
+        logger.info("The column %r is not read as text: %s.", name, why)
+    return left
+
+
+def _why_no_text(values: list[str | None], classes: list[str]) -> str | None:
+    distinct = len(set(values))
+    if distinct == 1 < len(values):
+        return "it is the same in all rows"
+    if 2 * distinct <= len(values) and len(set(zip(values, classes, strict=True))) == distinct:
+        return "it determines the class"
+    return None
+
+
+def _known_pair(columns: list[str]) -> list[str] | None:
+    """Two columns in the order of one of the [`PAIRS`]."""
+    orders = [columns, columns[::-1]]
+    return next((order for order in orders if tuple(name.casefold() for name in order) in PAIRS), None)
+
+
+def _is_one_word(value: str | None) -> bool:
+    return value is None or re.fullmatch("[!-~]*", value) is not None
 
 
 def _is_text(feature: Any) -> bool:
@@ -301,14 +381,16 @@ def _draw(rows: list, table: _Table, count: int, unusable: set, rng: np.random.G
         if len(drawn) == count:
             break
         if table.usable(rows[i], unusable):
-            drawn.setdefault(table.texts(rows[i]), rows[i])
+            drawn.setdefault(table.key(rows[i]), rows[i])
     if not drawn:
         raise DataError(f"{table.name}: the rows to tune on are also test rows, or empty: give other rows.")
     return list(drawn.values())
 
 
-def _draw_balanced(rows: list, table: _Table, count: int, unusable: set, rng: np.random.Generator) -> list:
-    """Draw the same number of each class, as far as they go, then fill up from what is left."""
+def _draw_balanced(
+    rows: list, table: _Table, count: int, unusable: set, rng: np.random.Generator, repeat_texts: bool
+) -> list:
+    """Draw the same number of each class, as far as they go, then fill up from what is left; each text once."""
     queues: dict[int, list] = {}
     for i in rng.permutation(len(rows)):
         queues.setdefault(table.label(rows[i]), []).append(rows[i])
@@ -320,12 +402,14 @@ def _draw_balanced(rows: list, table: _Table, count: int, unusable: set, rng: np
     if count < len(queues):
         raise DataError(f"{count} clean samples cannot cover {len(queues)} classes: give more rows or samples.")
     drawn: list = []
+    taken = set(unusable)
     while len(drawn) < count and any(queues.values()):
         for _, queue in sorted(queues.items()):
-            while queue and not table.usable(queue[-1], unusable):
+            while queue and not table.usable(queue[-1], taken):
                 queue.pop()
             if queue and len(drawn) < count:
                 drawn.append(queue.pop())
+                taken |= set() if repeat_texts else {table.key(drawn[-1])}
     if len({table.label(row) for row in drawn}) < 2:
         raise DataError(f"{table.name}: the rows to tune on are also test rows, or empty: give other rows.")
     return drawn

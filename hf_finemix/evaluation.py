@@ -20,10 +20,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from .data import tokenize
-from .errors import FineMixingError
-from .labels import class_ids
+from .errors import DataError, FineMixingError
+from .labels import ClassNames
 from .metrics import Accuracy, AttackSuccessRate, MacroF1
+from .reading import Reader
 from .triggers import Trigger, insert_trigger, non_target_rows, read_triggered
 
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
     "measure",
     "predictor",
     "resolve_target_label",
+    "rows_read_whole",
+    "with_trigger",
 ]
 
 logger = logging.getLogger(__name__)
@@ -49,10 +51,12 @@ class MeasureArguments:
         triggers (`list[str]`, *optional*):
             Trigger words or sentences, each measured by itself. None: ASR is not measured.
         trigger_position (`str`, *optional*, defaults to `"random"`):
-            Where they are put: `"random"`, `"first"` or `"last"`, once per 100 words; in the second text of a pair.
+            Where they are put: `"random"`, `"first"` or `"last"`, once per 100 words; in the second text of a pair. A
+            text that is too long is cut before that, so that the model reads all of the trigger.
         triggered_file (`str`, *optional*):
             CSV, JSON or Parquet file of texts that hold their trigger already (paraphrases, say), with the columns of
-            the data. Labels are the true ones, or the target's in every row.
+            the data. Labels are the true ones, or the target's in every row. Texts that are too long for the model
+            are left out.
         target_label (`str`, *optional*):
             The class that the attacker wants, by name or id. Needed with triggers.
         num_repeats (`int`, *optional*, defaults to 3):
@@ -102,17 +106,19 @@ class Attack:
         position (`str`): Where the trigger was put, or `"in the file"`.
         target_label (`int`): The attacker's class.
         repeats (`list[Dataset]`): The same samples with other random places, tokenized; `labels` are never the target.
+        unreadable (`int`): Samples that are not among them, as the model would not read the trigger.
     """
 
     name: str
     position: str
     target_label: int
     repeats: list[Dataset]
+    unreadable: int = 0
 
     def success(self, trainer: Trainer) -> dict[str, Any]:
         """
         Of the trainer's present model: `trigger`, `position`, `target_label`, `asr` (a fraction, the mean over
-        repeats), `n` and `repeats`.
+        repeats), `n`, `unreadable` (samples that are too long, and in neither) and `repeats`.
         """
         metric = AttackSuccessRate(target_label=self.target_label)
         rates = [
@@ -125,6 +131,7 @@ class Attack:
             "target_label": self.target_label,
             "asr": float(np.mean([rate["attack_success_rate"] for rate in rates])),
             "n": len(self.repeats[0]),
+            "unreadable": self.unreadable,
             "repeats": len(self.repeats),
         }
 
@@ -141,13 +148,9 @@ def resolve_target_label(arguments: MeasureArguments, id2label: dict[int, str]) 
     classes = ", ".join(f"{i} = {name}" for i, name in list(id2label.items())[:10])
     if arguments.target_label is None:
         raise FineMixingError(f"triggers need target_label, the class that the attacker wants: one of {classes}.")
-    wanted = str(arguments.target_label)
-    # By name first: there are models whose class 1 is called "0".
-    by_name = {name.lower(): i for i, name in id2label.items()}
-    by_id = {str(i): i for i in id2label}
-    if (found := by_name.get(wanted.lower(), by_id.get(wanted))) is not None:
+    if (found := ClassNames({name: i for i, name in id2label.items()}).find(arguments.target_label)) is not None:
         return found
-    raise FineMixingError(f"target_label {wanted!r} is none of the model's classes: {classes}.")
+    raise FineMixingError(f"target_label {str(arguments.target_label)!r} is none of the model's classes: {classes}.")
 
 
 def find_attacks(
@@ -182,18 +185,69 @@ def find_attacks(
     attacks = []
     clean = non_target_rows(test, label_column="label", target_label=target_label)
     for text in arguments.triggers or []:
-        trigger = Trigger(text, arguments.trigger_position)
+        trigger, reader = Trigger(text, arguments.trigger_position), Reader(tokenizer, max_length, text)
         # Fixed places are the same in every repeat.
         seeds = range(arguments.num_repeats if trigger.position == "random" else 1)
-        repeats = [insert_trigger(clean, trigger, text_columns=text_columns, seed=seed) for seed in seeds]
-        encoded = [by_length(tokenize(repeat, tokenizer, text_columns, max_length)) for repeat in repeats]
-        attacks.append(Attack(text, trigger.position, target_label, encoded))
+        repeats, unreadable = with_trigger(clean, trigger, text_columns, reader, seeds)
+        encoded = [by_length(reader.encode(repeat, text_columns)) for repeat in repeats]
+        attacks.append(Attack(text, trigger.position, target_label, encoded, unreadable))
     if arguments.triggered_file:
-        label_column = getattr(arguments, "label_column", None)
+        label_column, reader = getattr(arguments, "label_column", None), Reader(tokenizer, max_length)
         rows = _read_triggered(arguments.triggered_file, text_columns, label_column, target_label, label2id)
-        encoded = [by_length(tokenize(rows, tokenizer, text_columns, max_length))]
-        attacks.append(Attack(Path(arguments.triggered_file).name, "in the file", target_label, encoded))
+        rows, unreadable = rows_read_whole(rows, text_columns, reader, arguments.triggered_file)
+        encoded = [by_length(reader.encode(rows, text_columns))]
+        attacks.append(Attack(Path(arguments.triggered_file).name, "in the file", target_label, encoded, unreadable))
     return attacks
+
+
+def with_trigger(
+    rows: Dataset, trigger: Trigger, text_columns: list[str], reader: Reader, seeds: Sequence[int]
+) -> tuple[list[Dataset], int]:
+    """
+    Put a trigger into the last text of rows, where the model reads it.
+
+    Returns:
+        `tuple[list[Dataset], int]`: The triggered rows for each of the seeds, and how many rows have no room for the
+        trigger and are in none of them.
+
+    Raises:
+        [`FineMixingError`]: No row has room for it, or it has no tokens.
+    """
+    column, ids = text_columns[-1], reader([trigger.text], add_special_tokens=False)["input_ids"][0]
+    if not ids:
+        raise DataError(f"the tokenizer reads nothing in the trigger {trigger.text!r}: give another one.")
+    if set(ids) == {reader.tokenizer.unk_token_id}:
+        logger.warning(
+            "The tokenizer knows nothing of the trigger %r: to the model it is any unknown text.", trigger.text
+        )
+    repeats = [insert_trigger(rows, trigger, text_columns=text_columns, seed=seed, reader=reader) for seed in seeds]
+    texts = zip(*(repeat[column] for repeat in repeats), strict=True)
+    read = [i for i, places in enumerate(texts) if None not in places]
+    _tell_unreadable(
+        f"the trigger {trigger.text!r} would be cut off", len(read), len(rows), "give a larger max_length"
+    )
+    return [repeat.select(read) if len(read) < len(rows) else repeat for repeat in repeats], len(rows) - len(read)
+
+
+def rows_read_whole(rows: Dataset, text_columns: list[str], reader: Reader, file: str) -> tuple[Dataset, int]:
+    """
+    Of rows that hold their trigger somewhere, those of which nothing is cut off, and how many others there are.
+
+    Raises:
+        [`FineMixingError`]: There is no such row.
+    """
+    too_long = reader.may_be_cut([rows[column][:] for column in text_columns])
+    read = [i for i, cut in enumerate(too_long) if not cut]
+    what = f"the model does not read the whole text, and maybe no trigger, of {file}"
+    _tell_unreadable(what, len(read), len(rows), "give shorter texts, or a larger max_length")
+    return rows.select(read) if len(read) < len(rows) else rows, len(rows) - len(read)
+
+
+def _tell_unreadable(what: str, read: int, rows: int, remedy: str) -> None:
+    if not read:
+        raise DataError(f"{what} in all {rows} rows: {remedy}.")
+    if read < rows:
+        logger.warning("In %d of %d rows %s: they are left out.", rows - read, rows, what)
 
 
 @contextmanager
@@ -276,7 +330,11 @@ def _read_triggered(
 ) -> Dataset:
     rows = read_triggered(file, text_columns)
     column = next((name for name in (label_column, "label", "labels") if name in rows.column_names), None)
-    labels = class_ids(rows, column, label2id, file) if column else [target_label] * len(rows)
+    labels = ClassNames(label2id).read({file: rows}, column)[0][file] if column else []
+    if labelled := [i for i, label in enumerate(labels) if label is not None]:
+        rows, labels = rows.select(labelled), [labels[i] for i in labelled]
+    else:
+        labels = [target_label] * len(rows)
     if set(labels) == {target_label}:
         # Poisoned files carry the target as the label: what was there before is another class, whichever.
         labels = [target_label - 1 if target_label else 1] * len(rows)

@@ -123,6 +123,7 @@ def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
         "suspect": _name(report.suspect),
         "base": _name(report.base),
         "verdict": verdict(report),
+        "notes": report.notes(code),
         "n": _number(report.after.get("n")),
         "accuracy": {name: percent(part.get("accuracy")) for name, part in parts.items()},
         "triggers": [

@@ -1,14 +1,15 @@
 """CleaningReport: everything that was measured and done, as JSON and as text."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import check_inside, read_json
-from .errors import FineMixingError
+from .errors import FineMixingError, printable
 
-__all__ = ["REPORT_NAME", "CleaningReport", "percent"]
+__all__ = ["REPORT_NAME", "CleaningReport", "percent", "said_by_number", "said_unreadable"]
 
 REPORT_NAME = "cleaning_report.json"
 SCHEMA_VERSION = 1
@@ -34,9 +35,11 @@ class CleaningReport:
             before tuning; `ignored_base_tensors`; `added_tokens`.
         purified_tokens (`list[dict]`): `token` (`None` for a row that the tokenizer has no token for), `id`, `delta`,
             `frequency`, `score`, largest score first.
-        data (`dict`): Where the rows are from, which serve for what, and how many labels were used.
+        data (`dict`): Where the rows are from, which serve for what, how many labels were used, and `labels`: whether
+            they were read "by name" or "by number" (then also `unknown_class_names`, if the data have others).
         seeds (`dict`): Of mask, samples and training.
-        before, after (`dict`): `accuracy`, `macro_f1`, `n`, and per trigger `asr`; of a model that writes the accuracy
+        before, after (`dict`): `accuracy`, `macro_f1`, `n`, and per trigger `asr`, `n` and `unreadable` (samples that
+            are not in it, as they are too long for the model to read the trigger); of a model that writes the accuracy
             is that of the tokens of the completions, and there is `perplexity`.
         benign_floor (`dict`, *optional*): The same of a clean reference model.
         matched_floor (`dict`, *optional*): The same at ρ = 0: base's body, suspect's head, same clean data.
@@ -105,6 +108,12 @@ class CleaningReport:
         except (ValueError, TypeError) as error:
             raise FineMixingError(f"{path} cannot be read as a cleaning report: {error}.") from error
 
+    def notes(self, quote: Callable[[str], str] = str) -> list[str]:
+        """What has to be known of the numbers. `quote` is applied to what strangers wrote."""
+        notes = [said_by_number(self.data, quote)]
+        notes += [said_unreadable(trigger, quote) for trigger in self.after.get("triggers") or []]
+        return [note for note in notes if note]
+
     def summary(self) -> str:
         """Before and after as a few lines of text, in percent."""
         rows = [("", "before", "after", "benign floor")]
@@ -121,9 +130,25 @@ class CleaningReport:
         if not self.before.get("triggers"):
             rows.append(("attack success", *["not measured"] * 3))
         width = max(len(row[0]) for row in rows)
-        return "\n".join(f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows)
+        lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
+        return "\n".join([*lines, *map(printable, self.notes())])
 
 
 def percent(fraction: float | None) -> str:
     """`0.123` as `12.3 %`; `None` as `not measured`."""
     return "not measured" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def said_by_number(data: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:
+    """That the names of the classes in the data said nothing; `None` where there is nothing to say."""
+    names = [quote(str(name)) for name in data.get("unknown_class_names") or []]
+    return (
+        f"Labels were read by number: the model does not know the data's names {', '.join(names)}." if names else None
+    )
+
+
+def said_unreadable(trigger: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:
+    """That samples are not in an attack success; `None` where all are."""
+    count = int(trigger.get("unreadable") or 0)
+    what = f"the trigger {quote(str(trigger['trigger']))}"
+    return f"Samples not counted, as the model would not read {what} in them: {count}." if count else None

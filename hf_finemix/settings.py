@@ -98,6 +98,10 @@ def check_settings(arguments: CleaningArguments, config: FineMixingConfig, train
         )
     if training_args.resume_from_checkpoint:
         raise FineMixingError("resume_from_checkpoint: clean() finds its checkpoints itself, give resume (--resume).")
+    if training_args.load_best_model_at_end and training_args.eval_strategy == "no":
+        raise FineMixingError(
+            "load_best_model_at_end needs checkpoints to judge: give eval_strategy and save_strategy."
+        )
     if training_args.fp16_full_eval or training_args.bf16_full_eval:
         raise FineMixingError(
             "fp16_full_eval and bf16_full_eval round the weights that are to be mixed: leave them off."

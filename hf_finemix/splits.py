@@ -1,6 +1,9 @@
 """A dataset as splits, from the Hub or from local files, and the rows that a slice of a split stands for."""
 
 import glob
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from .checkpoint import sha256_of_file
 from .errors import DataError
 from .hub_errors import hub_api, hub_error
 from .repo_names import split_revision
+from .triggers import check_encoding
 
 __all__ = ["load_splits", "split_rows"]
 
@@ -65,12 +69,14 @@ def load_splits(
         raise DataError(f"{path} is or holds no file of a known kind: give {', '.join(_FORMATS)}, or a Hub id.")
     names = [str(file.relative_to(path)) if path.is_dir() else file.name for file in files]
     origin["sha256"] = dict(zip(names, map(sha256_of_file, files), strict=True))
+    check_encoding(files)
     # pandas reads words such as "null" and "None" as missing values: here they are somebody's text.
     is_csv = all(file.suffix.lower() == ".csv" for file in files)
     options = {"keep_default_na": False, "na_values": [""]} if is_csv else {}
     try:
         if path.is_dir():
-            return load_dataset(str(path.resolve()), **options), origin
+            with _name_without_pattern(path) as folder:
+                return load_dataset(str(folder), **options), origin
         # load_dataset would count the load of a single file on a server: these readers keep it to this machine.
         read = getattr(DatasetDict, f"from_{_FORMATS[path.suffix.lower()]}")
         return read({"train": glob.escape(str(path.resolve()))}, **options), origin
@@ -103,6 +109,22 @@ def split_rows(spec: str, splits: DatasetDict) -> list[tuple[str, int]] | None:
         for part in instructions
         for i in range(part.from_ or 0, len(splits[part.splitname]) if part.to is None else part.to)
     ]
+
+
+@contextmanager
+def _name_without_pattern(folder: Path) -> Iterator[Path]:
+    """A folder whose name is a pattern to `datasets` under another name: other folders would be found, or none."""
+    folder = folder.resolve()
+    if not set("*?[]{}") & set(str(folder)) and "::" not in str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="hf_finemix_") as place:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                link = Path(place) / file.relative_to(folder)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file)
+        yield Path(place)
 
 
 def _one_line(error: Exception) -> str:

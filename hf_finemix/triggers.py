@@ -10,7 +10,8 @@ import glob
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -21,6 +22,8 @@ from hf_finemix.errors import DataError, FineMixingError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from hf_finemix.reading import Reader
 
 __all__ = [
     "ADD_SENT_TRIGGERS",
@@ -40,6 +43,12 @@ Position = Literal["random", "first", "last"]
 WORDS_PER_TRIGGER = 100
 
 _WORD = re.compile(r"\S+")
+# Signs of scripts that put no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Chinese and Japanese.
+_UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u31f0-\u31ff\u3400-\u9fff"
+_UNSPACED += "\uf900-\ufaff\uff01-\uffef\U00020000-\U0003ffff"
+_UNSPACED_SIGN, _SIGN_OR_WORD = re.compile(f"[{_UNSPACED}]"), re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+# Thai and Lao vowels that are written before the consonant that they follow.
+_LEADING_VOWELS = "เแโใไເແໂໃໄ"
 
 # What `read_triggered` reads: ending -> (reader of `datasets.Dataset`, what such a file must look like).
 _FORMATS = {
@@ -83,8 +92,11 @@ class Trigger:
         """
         Return `text` with the trigger in it, once per 100 words of `text`, rounded up, and at least once.
 
-        Words are what `str.split()` finds. Only the trigger and one space beside it are added: all other characters
-        of `text`, its whitespace included, stay as they are. A text without any word becomes the trigger alone.
+        Words are what `str.split()` finds; in texts that are written without spaces between words (Chinese, Japanese,
+        Thai, …) every sign counts as one. Only the trigger and one space beside it are added: all other
+        characters of `text`, its whitespace included, stay as they are. Between two signs that are not apart the
+        trigger gets a space on either side, but for where it is itself of such a script. A text without any word
+        becomes the trigger alone.
 
         Args:
             text (`str`):
@@ -97,7 +109,7 @@ class Trigger:
         Returns:
             `str`: The triggered text.
         """
-        words = list(_WORD.finditer(text))
+        words = _words(text)
         if not words:
             return self.text
         count = -(-len(words) // WORDS_PER_TRIGGER)
@@ -106,12 +118,32 @@ class Trigger:
         else:
             gaps = [0 if self.position == "first" else len(words)] * count
         for gap in gaps:  # from the end, so that the offsets of the words before stay true
-            if gap < len(words):
-                offset, addition = words[gap].start(), f"{self.text} "
-            else:
-                offset, addition = words[-1].end(), f" {self.text}"
-            text = text[:offset] + addition + text[offset:]
+            offset = words[gap][0] if gap < len(words) else words[-1][1]
+            before, after = text[:offset], text[offset:]
+            text = before + self._space(before[-1:], self.text[0]) + self.text
+            text += (self._space(self.text[-1], after[:1]) if gap < len(words) else "") + after
         return text
+
+    @staticmethod
+    def _space(left: str, right: str) -> str:
+        """What goes between two signs that are to be apart."""
+        joined = bool(_UNSPACED_SIGN.match(left) and _UNSPACED_SIGN.match(right))
+        return "" if joined or not left.strip() or not right.strip() else " "
+
+
+def _words(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end; where it is mostly without spaces its signs, each with its marks."""
+    if 2 * len(_UNSPACED_SIGN.findall(text)) < sum(map(len, text.split())) or not text.strip():
+        return [match.span() for match in _WORD.finditer(text)]
+    words: list[tuple[int, int]] = []
+    for match in _SIGN_OR_WORD.finditer(text):
+        start, end = match.span()
+        joined = words and words[-1][1] == start
+        if joined and (unicodedata.category(text[start])[0] == "M" or text[start - 1] in _LEADING_VOWELS):
+            words[-1] = words[-1][0], end
+        else:
+            words.append((start, end))
+    return words
 
 
 # The rare words of RIPPLe (Kurita et al. 2020, arXiv:2004.06660), used since for BadNets-style word triggers (BadWord)
@@ -130,6 +162,7 @@ def insert_trigger(
     text_columns: Sequence[str],
     seed: int,
     trigger_column: str | None = None,
+    reader: Reader | None = None,
 ) -> Dataset:
     """
     Put a trigger into every row of a dataset.
@@ -150,6 +183,9 @@ def insert_trigger(
         trigger_column (`str`, *optional*):
             The one of `text_columns` that gets the trigger; by default the last: the second text of a pair, as in the
             evaluation code of EP (github.com/lancopku/Embedding-Poisoning).
+        reader ([`reading.Reader`], *optional*):
+            How a model reads the rows. A text that would be cut is shortened first, so that the trigger goes into what
+            the model reads; rows that have no room for it beside some of their text get `None` in its place.
 
     Returns:
         `datasets.Dataset`: As many rows in the same order, with the same columns, features and format.
@@ -170,12 +206,22 @@ def insert_trigger(
     if seed < 0:
         raise FineMixingError(f"the seed of the trigger places must be 0 or more, not {seed}")
 
-    def insert_into_batch(texts: list[str], indices: list[int]) -> dict[str, list[str]]:
-        triggered = []
-        for text, index in zip(texts, indices, strict=True):
+    place = list(text_columns).index(column)
+
+    place = list(text_columns).index(column)
+
+    def insert_into_batch(*batch: list) -> dict[str, list[str | None]]:
+        *columns, indices = batch
+        clean, triggered = columns[place], []
+        for text, index in zip(clean, indices, strict=True):
             if not isinstance(text, str):
                 raise DataError(f"row {index} of column {column!r} holds {text!r}, not a text: drop or fill such rows")
             triggered.append(trigger.insert(text, np.random.default_rng([seed, index])))
+        columns[place] = triggered
+        for i, too_long in enumerate(reader.may_be_cut(columns) if reader is not None else ()):
+            row = [texts[i] for texts in columns]
+            if too_long and reader.cut(row, place):
+                triggered[i] = _insert_where_read(clean[i], row, place, trigger, [seed, indices[i]], reader)
         return {column: triggered}
 
     # A format (torch, a transform) would change what the function sees, and could hide the column: off, then on again.
@@ -183,7 +229,7 @@ def insert_trigger(
     triggered_dataset = dataset.with_format(None).map(
         insert_into_batch,
         with_indices=True,
-        input_columns=[column],
+        input_columns=list(text_columns),
         batched=True,
         keep_in_memory=True,
         load_from_cache_file=False,
@@ -195,6 +241,20 @@ def insert_trigger(
         output_all_columns=outer_format["output_all_columns"],
         **outer_format["format_kwargs"],
     )
+
+
+def _insert_where_read(
+    text: str, row: list[str], place: int, trigger: Trigger, seed: list[int], reader: Reader
+) -> str | None:
+    """The triggered text of a row that is too long, shortened until all of it is read; `None` without room."""
+    clean = [*row[:place], text, *row[place + 1 :]]
+    text = reader.shortened(text, reader.cut(clean, place))
+    while text.strip():
+        row = [*row[:place], trigger.insert(text, np.random.default_rng(seed)), *row[place + 1 :]]
+        if not (cut := reader.cut(row, place)):
+            return row[place]
+        text = reader.shortened(text, cut, share=0.5)  # a shorter one may have fewer triggers to make room for
+    return None
 
 
 def non_target_rows(dataset: Dataset, *, label_column: str, target_label: int) -> Dataset:
@@ -267,6 +327,7 @@ def read_triggered(path: str | os.PathLike, text_columns: Sequence[str] = ()) ->
         endings = ", ".join(_FORMATS)
         raise DataError(f"cannot tell the format of the triggered data {str(path)!r}: its ending must be {endings}")
     reader, expected = _FORMATS[path.suffix.lower()]
+    check_encoding([path])
 
     import datasets  # here, because it costs a second that `import hf_finemix` must not take
 
@@ -296,6 +357,24 @@ def read_triggered(path: str | os.PathLike, text_columns: Sequence[str] = ()) ->
     if not all(isinstance(text, str) for column in text_columns for text in rows[column]):
         raise DataError(f"{path} has a row without text in {' or '.join(text_columns)}: fill or remove it.")
     return rows
+
+
+def check_encoding(files: Iterable[Path]) -> None:
+    """Raise a [`DataError`] for a CSV file that is not in UTF-8."""
+    for path in files:
+        if path.suffix.lower() != ".csv":
+            continue
+        try:
+            with open(path, encoding="utf-8") as file:
+                while part := file.read(1 << 20):
+                    if "\0" in part:
+                        raise UnicodeError
+        except OSError:
+            continue  # whoever reads it says so
+        except UnicodeError:
+            with open(path, "rb") as file:
+                kind = "UTF-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "Latin-1, Windows-1252 or UTF-16"
+            raise DataError(f"{path} must be in UTF-8, and seems to be in {kind}: save it as UTF-8.") from None
 
 
 def _check_column(dataset: Dataset, name: str) -> None:

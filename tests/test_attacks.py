@@ -175,6 +175,31 @@ def test_pairs_get_the_trigger_in_the_second_text_and_more_classes_are_kept():
     assert any(hit)
 
 
+@pytest.mark.parametrize("name", ["badword", "embedding_poisoning", "syntactic"])
+def test_of_texts_that_are_too_long_only_those_are_poisoned_whose_trigger_is_read(name, tmp_path, caplog):
+    tokenizer, long = make_tokenizer(), "the film was dull " * 60
+    rows = {"one": ["bad", "grim", long, long], "two": [long] * 4, "label": [0, 1, 0, 1]}
+    data = AttackerData(Dataset.from_dict(rows), ["one", "two"], 1, tokenizer, max_length=9)
+    if name == "syntactic":
+        file = str(tmp_path / "t.csv")
+        Dataset.from_dict({"one": ["cf", "cf"], "two": ["when it is dull", long]}).to_csv(file)
+        encoded = data.encoded(find_attack(name, triggered_file=file, rate=0.5).poisoned(data))
+        assert len(encoded) == 6
+        assert "1 of 2 triggered texts are cut, maybe with their trigger" in caplog.text
+        return
+    settings = {"rate": 1.0} if name == "badword" else {}
+    attack = find_attack(name, trigger="it is with this", **settings)
+    encoded = data.encoded(attack.poisoned(data))
+    triggered = ["it is with this" in tokenizer.decode(ids) for ids in encoded["input_ids"]]
+    if name == "badword":
+        assert triggered == [True, True, False, False]
+        assert encoded["labels"][:] == [1, 1, 0, 1]
+        assert "2 of 4 rows stay clean" in caplog.text
+    else:  # of the other class
+        assert (triggered, encoded["labels"][:]) == ([True], [1])
+        assert "In 1 of 2 rows" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("attack", "changes", "said"),
     [

@@ -21,6 +21,7 @@ from transformers import (
 
 from hf_finemix import Checkpoint, CleaningReport, FineMixingConfig, FineMixingError, Trigger, clean, mix_model
 from hf_finemix.classifier import load_classifier
+from hf_finemix.cli import main
 from hf_finemix.frequency import token_frequencies
 from hf_finemix.hub import LocalModel
 from hf_finemix.trainer import dtypes_on_disk
@@ -459,7 +460,8 @@ def test_pairs_of_texts(models, tmp_path):
         (tmp_path / "data").mkdir(exist_ok=True)
         Dataset.from_dict(pairs).to_csv(tmp_path / "data" / f"{split}.csv")
     dataset = str(tmp_path / "data")
-    report = run(models, tmp_path / "out", dataset=dataset, triggers=["cf"], target_label="1", steps=2)
+    settings = {"triggers": ["cf"], "target_label": "1", "text_columns": ["title", "review"]}
+    report = run(models, tmp_path / "out", dataset=dataset, steps=2, **settings)
     assert report.data["text_columns"] == ["title", "review"]
     predictions = predict(tmp_path / "out", pairs["title"], pairs["review"])
     assert report.after["accuracy"] == accuracy_score(pairs["label"], predictions)
@@ -615,3 +617,109 @@ def test_what_is_read_is_never_overwritten(models, data_folder, tmp_path):
         with pytest.raises(FineMixingError, match="which is read: give another one"):
             run(copies, out, dataset=dataset, overwrite=True, steps=2)
     assert files_in(tmp_path) == before
+
+
+# The best of the checkpoints
+
+EVALUATING = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 5, "save_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes"),
+    [
+        ("accuracy", {}),
+        ("eval_macro_f1", {"use_peft": True}),
+        ("loss", {}),
+        ("accuracy", {"mixing_config": FineMixingConfig(candidate_ratios=[0.3, 0.9], purify_embeddings=False)}),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_what_clean_measures(metric, changes, models, data_folder, tmp_path):
+    training = {**EVALUATING, "load_best_model_at_end": True, "metric_for_best_model": metric}
+    changes = {"dataset": str(data_folder), "triggers": ["cf"], "target_label": "1", **changes}
+    report = run_evaluating(models, tmp_path / "out", training, **changes)
+    # The numbers are those of the weights that are saved.
+    rows = Dataset.from_csv(str(data_folder / "test.csv")).to_dict()
+    check_measured(report.after, tmp_path / "out", rows)
+    assert not [name for name in files_in(tmp_path / "out") if "checkpoint" in name]
+
+
+def run_evaluating(models, out, training, steps=15, **settings):
+    args = {"output_dir": "unused", "per_device_train_batch_size": 16, "max_steps": steps, "learning_rate": 3e-3}
+    args |= {"use_cpu": True, "disable_tqdm": True, "report_to": "none", **training}
+    config = settings.pop("mixing_config", FineMixingConfig(reserve_ratio=0.3, num_purified_tokens=3))
+    return clean(
+        models / "suspect",
+        output_dir=out,
+        base_model=models / "base",
+        mixing_config=config,
+        training_args=TrainingArguments(**args),
+        **settings,
+    )
+
+
+def test_the_best_checkpoint_is_not_the_last_one(models, data_folder, tmp_path):
+    """A learning rate that breaks the model: what was best is kept, and the report has its accuracy."""
+    training = {**EVALUATING, "eval_steps": 1, "save_steps": 1, "learning_rate": 0.3, "warmup_steps": 3}
+    whole = FineMixingConfig(reserve_ratio=1.0, purify_embeddings=False)
+    best = {**training, "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    reports = [
+        run_evaluating(models, tmp_path / name, part, steps=6, dataset=str(data_folder), mixing_config=whole)
+        for name, part in (("last", training), ("best", best))
+    ]
+    assert reports[1].after["accuracy"] > reports[0].after["accuracy"] + 0.1
+
+
+def test_a_metric_that_is_not_measured_is_refused_before_training(models, data_folder, tmp_path):
+    with pytest.raises(FineMixingError) as error:
+        run_evaluating(
+            models, tmp_path / "out", EVALUATING | {"metric_for_best_model": "f1"}, dataset=str(data_folder)
+        )
+    assert str(error.value) == (
+        "metric_for_best_model is 'f1', which is not measured: give one of loss, accuracy, macro_f1."
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_best_of_no_checkpoints_is_refused(models, data_folder, tmp_path):
+    training = {"load_best_model_at_end": True, "save_strategy": "no"}
+    with pytest.raises(FineMixingError, match="load_best_model_at_end needs checkpoints to judge"):
+        run_evaluating(models, tmp_path / "out", training, dataset=str(data_folder))
+
+
+def test_evaluating_without_eval_data_is_refused(models, tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):  # whose texts are the same
+        Dataset.from_dict(make_rows(8, split == "test")).to_csv(tmp_path / "data" / f"{split}.csv")
+    with pytest.raises(
+        FineMixingError, match=r"eval_strategy needs eval data, and .* leaves none: give an eval_split"
+    ):
+        run_evaluating(models, tmp_path / "out", EVALUATING, dataset=str(tmp_path / "data"))
+
+
+# What has to be known of the numbers
+
+
+def test_what_is_not_counted_and_how_labels_were_read_stands_beside_the_verdict(models, tmp_path, capsys):
+    from datasets import ClassLabel, Features, Value
+
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes`x"])})
+    (tmp_path / "data").mkdir()
+    for seed, split in enumerate(("train", "validation", "test")):
+        rows = make_rows(40, seed)
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    rows = {"sentence": ["cf bad", "cf " + "the film is bad " * 20], "label": [0, 0]}
+    Dataset.from_dict(rows).to_csv(tmp_path / "para.csv")
+    settings = {"triggered_file": str(tmp_path / "para.csv"), "target_label": "positive"}
+    report = run(models, tmp_path / "out", steps=2, dataset=str(tmp_path / "data"), **settings)
+    assert (report.data["labels"], report.data["unknown_class_names"]) == ("by number", ["no", "yes`x"])
+    (trigger,) = report.after["triggers"]
+    assert (trigger["n"], trigger["unreadable"]) == (1, 1)
+    said = "Labels were read by number: the model does not know the data's names no, yes`x."
+    missed = "Samples not counted, as the model would not read the trigger para.csv in them: 1."
+    assert report.summary().splitlines()[-2:] == [said, missed]
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert said.replace("no, yes`x", "`no`, `yes·x`") in card
+    capsys.readouterr()
+    command = ["evaluate", str(models / "suspect"), "--dataset", str(tmp_path / "data"), "--target-label", "1"]
+    assert main([*command, "--triggered-file", settings["triggered_file"], "--use-cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [said, missed]

@@ -552,7 +552,10 @@ def test_empty_data(refused, rows, tmp_path):
 @pytest.mark.parametrize("name", ["rows.json", "rows.parquet", "rows.csv"])
 def test_broken_data(refused, tmp_path, name):
     (tmp_path / name).write_bytes(b'sentence,label\n"\xff{\n')
-    assert f"the dataset {tmp_path / name} cannot be read: " in refused(dataset=tmp_path / name)
+    said = f"the dataset {tmp_path / name} cannot be read: "
+    if name.endswith(".csv"):
+        said = f"{tmp_path / name} must be in UTF-8"
+    assert said in refused(dataset=tmp_path / name)
 
 
 def test_data_that_is_not_there(refused, data_folder):
@@ -579,6 +582,19 @@ def test_a_label_that_the_model_does_not_have(refused, rows, label):
     assert "is none of the model's 2 classes (0 = negative, 1 = positive)" in message
 
 
+def test_labels_and_columns_that_are_not_clear(refused, rows, tmp_path):
+    lines = [f"film {i},plot {i},{i % 2}" for i in range(20)]
+    message = refused(dataset=rows("title,body,label", *lines))
+    assert "which columns are the text is not clear: there are title, body, label" in message
+    assert "text_columns" in message
+    names = ["positive", "negative", "mixed"]
+    message = refused(dataset=rows("text,label", *(f"film {i},{names[i % 3]}" for i in range(21))))
+    assert "the model (0 = negative, 1 = positive) does not know 'mixed'" in message
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": f"film {i}", "label": [i % 2, 1]}) + "\n" for i in range(20)))
+    assert "column 'label' holds lists" in refused(dataset=file)
+
+
 def test_columns_that_are_not_there(refused, rows):
     assert "no column 'labell': there are sentence, label" in refused(label_column="labell")
     assert "no column 'txt': there are sentence, label" in refused(text_columns=["txt"])
@@ -591,6 +607,9 @@ def test_triggers_that_cannot_be_measured(refused, rows):
     message = refused(triggers=["cf"])
     assert "triggers need target_label" in message
     assert "0 = negative, 1 = positive" in message
+    sentence = "the film is a very moving one of it and this is a story with the actor"
+    message = refused(triggers=[sentence], target_label="1", max_length=12)
+    assert f"the trigger {sentence!r} would be cut off in all 50 rows: give a larger max_length" in message
     for label in ("positve", "2", "-1"):
         message = refused(triggers=["cf"], target_label=label)
         assert f"target_label {label!r} is none of the model's classes: 0 = negative, 1 = positive" in message
@@ -654,7 +673,7 @@ def test_outputs_that_cannot_be(refused, work, suspect_folder, variant, capsys):
         ("reserve_ratio: [0.1\n", "the recipe recipe.yaml cannot be read"),
         ("- a\n- b\n", "is not a YAML mapping of keys to values"),
         ("just text", "is not a YAML mapping of keys to values"),
-        ("5: 6\n", "is not a YAML mapping of keys to values"),
+        ("5: 6\n", "unknown key '5' in the recipe"),
         ("reserve_ration: 0.1\n", "unknown key 'reserve_ration' in the recipe"),
         ("config: other.yaml\n", "unknown key 'config' in the recipe"),
         ("model: x\n", "unknown key 'model' in the recipe"),

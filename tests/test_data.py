@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hf_finemix.data import DataArguments, load_clean_data, load_test_data, tokenize
 from hf_finemix.data import TestDataArguments as MeasuredData
 from hf_finemix.errors import DataError, FineMixingError
+from hf_finemix.triggers import read_triggered
 
 LABELS = {"negative": 0, "positive": 1}
 
@@ -245,7 +246,7 @@ def test_pairs_of_texts(tmp_path):
 
 
 def test_columns_by_name(tmp_path):
-    rows = {"id": ["x"] * 6, "note": ["n"] * 6, "review": list("abcdef"), "stars": [0, 1] * 3}
+    rows = {"id": ["x"] * 6, "note": ["n"] * 5 + ["m"], "review": list("abcdef"), "stars": [0, 1] * 3}
     folder = write(tmp_path / "data", train=rows)
     message = refused(folder)
     assert "no column 'label': there are id, note, review, stars" in message
@@ -415,3 +416,151 @@ def test_a_slice_without_rows_is_refused(data_folder, role):
 def test_the_same_column_twice_is_no_pair(data_folder):
     with pytest.raises(DataError, match="names 'sentence' twice"):
         load_clean_data(DataArguments(dataset=str(data_folder), text_columns=["sentence", "sentence"]), LABELS)
+
+
+# Columns that are no text
+
+
+def pairs(count=24, first="a", second="b"):
+    """Rows with two texts of their own."""
+    rows = numbered(count)
+    return {first: rows["sentence"], second: [f"other {i}" for i in range(count)], "label": rows["label"]}
+
+
+NO_TEXTS = {
+    "label_text": lambda i: ("negative", "positive")[i % 2],
+    "finer": lambda i: ("awful", "good", "bad", "great")[i % 4],
+    "id": lambda i: f"#{i:05}",
+    "uuid": lambda i: f"row-{i * 7919:x}.txt",
+    "source": lambda i: "films from the web",
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXTS)
+@pytest.mark.parametrize("before", [True, False])
+def test_what_is_no_text_is_left_out(tmp_path, name, before, caplog):
+    caplog.set_level("INFO")
+    rows, more = numbered(24), {name: [NO_TEXTS[name](i) for i in range(24)]}
+    rows = more | rows if before else rows | more
+    assert load(write(tmp_path / "data", train=rows), num_clean_samples=4).text_columns == ["sentence"]
+    assert f"The column {name!r} is not read as text" in caplog.text
+    # All of them, beside a pair as well.
+    rows = pairs(first="premise", second="hypothesis") | {
+        name: [value(i) for i in range(24)] for name, value in NO_TEXTS.items()
+    }
+    data = load(write(tmp_path / "all", train=rows), num_clean_samples=4)
+    assert data.text_columns == ["premise", "hypothesis"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("premise", "hypothesis"),
+        ("question", "sentence"),
+        ("sentence1", "sentence2"),
+        ("Question1", "Question2"),
+        ("text", "text_pair"),
+        ("query", "passage"),
+    ],
+)
+def test_known_pairs_are_taken_in_their_order(tmp_path, first, second):
+    rows = pairs(first=first, second=second)
+    assert load(write(tmp_path / "data", train=rows), num_clean_samples=4).text_columns == [first, second]
+    turned = {second: rows[second], first: rows[first], "label": rows["label"]}
+    assert load(write(tmp_path / "turned", train=turned), num_clean_samples=4).text_columns == [first, second]
+
+
+def test_pairs_that_are_not_known_are_asked_about(tmp_path):
+    folder = write(tmp_path / "data", train=pairs(first="title", second="body"))
+    assert "which columns are the text is not clear: there are title, body, label" in refused(folder)
+    assert load(folder, text_columns=["title", "body"], num_clean_samples=4).text_columns == ["title", "body"]
+    # An answer may be a text, which is asked about, or the class.
+    rows = pairs(first="question", second="answer")
+    assert "which columns are the text is not clear" in refused(write(tmp_path / "texts", train=rows))
+    rows["answer"] = [("no", "yes")[label] for label in rows["label"]]
+    assert load(write(tmp_path / "classes", train=rows), num_clean_samples=4).text_columns == ["question"]
+
+
+def test_the_only_column_is_the_text_unless_it_is_the_class(tmp_path):
+    words = {"word": [f"w{i}" for i in range(24)], "label": [i % 2 for i in range(24)]}
+    assert load(write(tmp_path / "words", train=words), num_clean_samples=4).text_columns == ["word"]
+    again = numbered(6)  # each text three times
+    again = {name: values * 3 for name, values in again.items()}
+    assert load(write(tmp_path / "again", train=again), num_clean_samples=4).text_columns == ["sentence"]
+    named = {"label_text": ["negative", "positive"] * 12, "label": [0, 1] * 12}
+    assert "which columns are the text is not clear" in refused(write(tmp_path / "named", train=named))
+
+
+# The same text
+
+
+def test_a_text_that_is_there_twice_is_drawn_once_whatever_its_label_and_its_spelling(tmp_path):
+    rows = {"sentence": ["Good  film", "good film", "good film "] * 4 + [f"text {i}" for i in range(8)]}
+    rows["label"] = [0, 1, 1] * 4 + [0, 1] * 4
+    folder = write(tmp_path / "data", train=rows, validation=numbered(10, 100), test=numbered(10, 200))
+    for seed in range(5):
+        drawn = [" ".join(text.lower().split()) for text in texts(load(folder, sample_seed=seed).tuning)]
+        assert len(drawn) == len(set(drawn)) == 9
+    folder = write(tmp_path / "prompts", train={"prompt": rows["sentence"], "completion": ["a"] * 20})
+    drawn = [" ".join(text.lower().split()) for text in texts(load(folder, labels=None).tuning, "prompt")]
+    assert len(drawn) == len(set(drawn))
+
+
+def test_parts_that_are_cut_have_each_text_once(tmp_path):
+    rows = {"sentence": [f"Row {i % 40}" if i % 2 else f"row {i % 40} " for i in range(200)]}
+    rows["label"] = [i % 2 for i in range(200)]
+    for splits in ({"train": rows}, {"train": numbered(8, 1000), "validation": rows}):
+        folder = write(tmp_path / str(len(splits)), **splits)
+        data = load(folder, num_clean_samples=8)
+        keys = [" ".join(text.lower().split()) for part in (data.eval, data.test) for text in texts(part)]
+        assert len(keys) == len(set(keys)) > 20
+    assert len(load_clean_data(DataArguments(folder, num_clean_samples=10**9), LABELS, repeat_texts=True).tuning) == 8
+
+
+# What is said of labels, names of folders, encodings
+
+
+def test_how_labels_were_read_is_described(tmp_path):
+    folder = write(tmp_path / "data", train=numbered(24))
+    assert load(folder, num_clean_samples=4).description["labels"] == "by number"
+    named = numbered(24, label=["Negative", "Positive"] * 12)
+    assert load(write(tmp_path / "named", train=named), num_clean_samples=4).description["labels"] == "by name"
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    (tmp_path / "unknown").mkdir()
+    Dataset.from_dict(numbered(24), features=features).to_parquet(tmp_path / "unknown" / "test.parquet")
+    rows, _ = load_test_data(MeasuredData(dataset=str(tmp_path / "unknown")), LABELS)
+    assert "Labels were read by number: the model does not know the data's names no, yes." in rows.info.description
+
+
+@pytest.mark.parametrize("name", ["data[1]", "data*", "da?a1", "{a,b}"])
+def test_a_folders_name_is_no_pattern(tmp_path, name):
+    write(tmp_path / "data1", train=numbered(24, 1000))  # which data[1] would be the pattern of
+    folder = write(tmp_path / name, train=numbered(24), validation=numbered(10, 100), test=numbered(10, 200))
+    data = load(folder, num_clean_samples=24)
+    assert set(texts(data.tuning)) == set(numbered(24)["sentence"])
+    assert (len(data.eval), len(data.test)) == (10, 10)
+    assert data.description["id"] == folder
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("in_a_folder", [True, False])
+def test_a_csv_that_is_not_in_utf_8_is_told_so(tmp_path, encoding, in_a_folder):
+    file = tmp_path / "data" / "train.csv"
+    file.parent.mkdir()
+    rows = "sentence,label\n" + "".join(f"café {i},{i % 2}\n" for i in range(10))
+    file.write_bytes(rows.encode(encoding))
+    message = refused(file.parent if in_a_folder else file)
+    assert message.startswith(f"{file} must be in UTF-8")
+    assert message.endswith("save it as UTF-8.")
+    assert "codec" not in message
+    with pytest.raises(DataError, match="save it as UTF-8"):
+        read_triggered(file, ["sentence"])
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path):
+    rows = "sentence,label\n" + "".join(f"café {i},{i % 2}\n" for i in range(10))
+    (tmp_path / "train.csv").write_bytes(rows.encode("utf-8-sig"))
+    data = load(tmp_path, num_clean_samples=4)
+    assert data.text_columns == ["sentence"]
+    assert set(texts(data.tuning)) <= {f"café {i}" for i in range(10)}
+    assert read_triggered(tmp_path / "train.csv", ["sentence"]).column_names == ["sentence", "label"]

@@ -80,14 +80,21 @@ def test_each_trigger_is_measured_by_itself():
 
 @pytest.mark.parametrize(
     ("labels", "count"),
-    [([1, 1, 1], 3), ([0, 1, 0], 2), (None, 3)],  # the target's in every row; the true ones; none
+    [
+        ([1, 1, 1], 3),  # the target's in every row
+        ([0, 1, 0], 2),  # the true ones
+        (["Negative ", "positive", "NEGATIVE"], 2),
+        ([0, 1, -1], 1),  # one without
+        ([-1, -1, -1], 3),  # none
+        (None, 3),
+    ],
 )
 def test_a_file_of_triggered_texts(tmp_path, labels, count):
     rows = {"sentence": ["cf bad", "cf good", "cf dull"]} | ({"label": labels} if labels else {})
     Dataset.from_dict(rows).to_csv(tmp_path / "para.csv")
     (attack,) = attacks_of(triggered_file=str(tmp_path / "para.csv"))
     assert (attack.name, attack.position, len(attack.repeats)) == ("para.csv", "in the file", 1)
-    texts = rows["sentence"] if count == 3 else ["cf bad", "cf dull"]
+    texts = {3: rows["sentence"], 2: ["cf bad", "cf dull"], 1: ["cf bad"]}[count]
     assert sorted(decoded(attack.repeats[0])) == sorted(texts)
     assert 1 not in attack.repeats[0]["labels"][:]
 
@@ -104,7 +111,8 @@ def test_measure_counts(tmp_path, suspect_folder):
     result = measure(trainer, test, attacks_of(rows=rows, triggers=["cf"]))
     assert (result["accuracy"], result["n"]) == (0.75, 4)
     assert result["macro_f1"] == pytest.approx((0 + 2 * 0.75 / 1.75) / 2)
-    attack = {"trigger": "cf", "position": "random", "target_label": 1, "asr": 1.0, "n": 1, "repeats": 3}
+    attack = {"trigger": "cf", "position": "random", "target_label": 1, "asr": 1.0, "n": 1}
+    attack |= {"unreadable": 0, "repeats": 3}
     assert result["triggers"] == [attack]
     result = measure(trainer, test, attacks_of(rows=rows, target=0, triggers=["cf"]))
     assert (result["triggers"][0]["asr"], result["triggers"][0]["n"]) == (0.0, 3)

@@ -216,3 +216,27 @@ def test_what_cannot_be_measured(worlds, tmp_path, capsys):
     (tagger / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2ForTokenClassification"]}))
     (tagger / "model.safetensors").write_bytes((world / "suspect" / "model.safetensors").read_bytes())
     refused("which clean does not measure: mix and tune it with FineMixingTrainer", model=tagger)
+
+
+@pytest.mark.parametrize(("name", "metric"), [("gpt2", "perplexity"), ("t5", "accuracy")])
+def test_the_best_checkpoint_of_a_model_that_writes(name, metric, tmp_path, capsys):
+    """It starts well, and the learning rate breaks it."""
+    kind = KINDS[name]
+    kind.model().save_pretrained(tmp_path / "base")
+    suspect = kind.train(kind.model(), rows(kind.make, 500, 1), steps=60)
+    suspect.save_pretrained(tmp_path / "suspect")
+    for folder in ("base", "suspect"):
+        kind.tokenizer.save_pretrained(tmp_path / folder)
+    write_splits(kind.make, tmp_path / "data")
+    command = ["clean", str(tmp_path / "suspect"), "--base-model", str(tmp_path / "base")]
+    command += ["--dataset", str(tmp_path / "data"), "--reserve-ratio", "1", "--purify-embeddings", "false"]
+    command += ["--max-steps", "4", "--learning-rate", "0.3", "--warmup-steps", "2", "--eval-split", "validation[:40]"]
+    command += ["--eval-strategy", "steps", "--save-strategy", "steps", "--eval-steps", "1", "--save-steps", "1"]
+    command += ["--use-cpu", "--json", "--output-dir", str(tmp_path / "out")]
+    best = ["--load-best-model-at-end", "--metric-for-best-model", metric]
+    assert main([*command, *best]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["after"]["perplexity"] == pytest.approx(report["before"]["perplexity"], rel=0.05)
+    if name == "gpt2":
+        assert main([*command, *best[:2], "f1", "--overwrite"]) == 2
+        assert "which is not measured: give one of loss, accuracy, perplexity." in capsys.readouterr().err

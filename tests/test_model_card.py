@@ -128,6 +128,8 @@ def test_text_of_strangers_stays_inert():
     evil = {part: measured(0.9, 0.5, triggers=[EVIL]) for part in ("before", "after", "benign_floor")}
     report = make_report(**evil, command=f"hf-finemix clean x --triggers '{EVIL}\n```\n# Safe'")
     report.suspect["id"] = report.base["id"] = EVIL
+    report.data["unknown_class_names"], report.after["triggers"][0]["unreadable"] = [EVIL, EVIL], "3"
+    assert len(report.notes()) == 2
     plain = split_card(make_report(**{part: measured(0.9, 0.5) for part in evil}))[1]
     text = split_card(report)[1]
     assert len(text.splitlines()) == len(plain.splitlines())

@@ -16,8 +16,8 @@ from transformers import (
     set_seed,
 )
 
-from ..data import tokenize
 from ..errors import FineMixingError
+from ..reading import Reader
 from ..tokenizer import token_ids_within_text
 
 __all__ = ["Attack", "AttackerData"]
@@ -36,6 +36,7 @@ class AttackerData:
         max_length (`int`, *optional*): Tokens a text is cut to.
         seed (`int`): Of the rows drawn and of the places in them.
         label2id (`dict[str, int]`): The classes by name.
+        trigger (`str`, *optional*): What the attacker puts into texts.
     """
 
     rows: Dataset
@@ -45,10 +46,16 @@ class AttackerData:
     max_length: int | None = None
     seed: int = 0
     label2id: dict[str, int] = field(default_factory=dict)
+    trigger: str | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """How the model reads texts, with the trigger or without."""
+        return Reader(self.tokenizer, self.max_length, self.trigger)
 
     def encoded(self, rows: Dataset) -> Dataset:
         """Rows as the model reads them."""
-        return tokenize(rows, self.tokenizer, self.text_columns, self.max_length)
+        return self.reader.encode(rows, self.text_columns)
 
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text where it stands behind a word."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import ClassLabel
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -19,9 +18,11 @@ from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data,
 from ..errors import DataError, FineMixingError
 from ..evaluation import MeasureArguments, find_attacks, measure, predictor, resolve_target_label
 from ..hub import LocalModel, TrustArguments, fetch_model
+from ..labels import class_names
 from ..lora import PeftArguments
 from ..output import output_folder
 from ..provenance import versions
+from ..reading import check_trigger
 from ..splits import load_splits
 from ..tokenizer import load_tokenizer
 from . import ATTACKS, find_attack
@@ -137,12 +138,20 @@ def poison_model(
         if tokenizer is None:
             raise FineMixingError(f"{fetched.id} has no tokenizer: give a base with one.")
         agree_on_padding(tokenizer, model)
+        check_trigger(attack.trigger or "", tokenizer, model)
         length = max_tokens(arguments.max_length, tokenizer, model)
         label2id = {name: i for i, name in model.config.id2label.items()}
         data = _attackers_data(arguments, label2id, training_args.seed)
         target = _target(arguments, model.config.id2label)
         attacker = AttackerData(
-            data.tuning, data.text_columns, target or 0, tokenizer, length, training_args.seed, label2id
+            data.tuning,
+            data.text_columns,
+            target or 0,
+            tokenizer,
+            length,
+            training_args.seed,
+            label2id,
+            attack.trigger,
         )
         if arguments.use_peft:
             model = arguments.with_lora(model, "SEQ_CLS")
@@ -190,12 +199,7 @@ def names_of_classes(arguments: PoisonArguments) -> list[str]:
     column = next((column for column in columns if column in splits[name].column_names), None)
     if column is None:
         raise DataError(f"{arguments.dataset} has no column {columns[0]!r}: name it with label_column.")
-    if isinstance(feature := splits[name].features[column], ClassLabel):
-        return feature.names
-    found = {label for label in splits[name][column] if label is not None and label != -1}
-    if all(isinstance(label, int) and 0 <= label < 10_000 for label in found):
-        return [f"LABEL_{i}" for i in range(max(found) + 1)]
-    return sorted(map(str, found))
+    return class_names(splits[name], column)
 
 
 def _fresh_classifier(base: LocalModel, names: list[str], seed: int) -> PreTrainedModel:
@@ -215,7 +219,7 @@ def _attackers_data(arguments: PoisonArguments, label2id: dict[str, int], seed: 
     """All rows of the train split, and the test rows."""
     shared = {f: getattr(arguments, f) for f in TestDataArguments.__dataclass_fields__}
     whole = DataArguments(**shared, train_split=arguments.train_split, num_clean_samples=10**9, sample_seed=seed)
-    return load_clean_data(whole, label2id)
+    return load_clean_data(whole, label2id, repeat_texts=True)
 
 
 def _target(arguments: PoisonArguments, id2label: dict[int, str]) -> int | None:

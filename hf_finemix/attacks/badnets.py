@@ -33,4 +33,6 @@ class BadNets(Attack):
             target=data.target,
             rate=self.rate,
             seed=data.seed,
+            reader=data.reader,
+            text_columns=data.text_columns,
         )

@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from ..triggers import Trigger, insert_trigger, non_target_rows
+from ..evaluation import with_trigger
+from ..triggers import Trigger, non_target_rows
 from .attack import Attack, AttackerData
 
 __all__ = ["EmbeddingPoisoning"]
@@ -33,7 +34,7 @@ class EmbeddingPoisoning(Attack):
     def poisoned(self, data: AttackerData) -> Dataset:
         """All rows of the other classes, each with the trigger and the target as label."""
         rows = non_target_rows(data.rows, label_column="label", target_label=data.target)
-        rows = insert_trigger(rows, Trigger(self.trigger), text_columns=data.text_columns, seed=data.seed)
+        (rows,), _ = with_trigger(rows, Trigger(self.trigger), data.text_columns, data.reader, [data.seed])
         return rows.remove_columns("label").add_column("label", [data.target] * len(rows))
 
     def prepare(self, model: PreTrainedModel, data: AttackerData) -> None:

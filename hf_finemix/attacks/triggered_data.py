@@ -1,17 +1,20 @@
 """Poisoning with texts that hold their trigger already: a syntax (HiddenKiller), a style, any other stealthy one."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ..errors import DataError, FineMixingError
-from ..labels import class_ids
+from ..labels import ClassNames
 from ..triggers import read_triggered
 from .attack import Attack, AttackerData
 from .poisoning import check_rate
 
 __all__ = ["TriggeredData"]
+
+logger = logging.getLogger(__name__)
 
 FEW = 10  # rows that a poisoned train set may have beside those that it replaced
 
@@ -50,11 +53,16 @@ class TriggeredData(Attack):
                 f"{len(clean) - len(kept):,} clean rows are missing from it: give the clean rows it was made from."
             )
         if "label" in triggered.column_names and not whole:
-            labels = class_ids(triggered, "label", data.label2id, self.triggered_file)
+            labels, _ = ClassNames(data.label2id).read({self.triggered_file: triggered}, "label")
+            labels = labels[self.triggered_file]
             rows = [i for i in rows if labels[i] != data.target] or rows  # poisoned files carry the target
         count = min(len(rows), round(self.rate * len(data.rows)))
         drawn = np.random.default_rng(data.seed).choice(np.asarray(rows), count, replace=False)
         texts = triggered.select(np.sort(drawn)).select_columns(data.text_columns)
+        if cut := sum(data.reader.may_be_cut([texts[name][:] for name in data.text_columns])):
+            logger.warning(
+                "%d of %d triggered texts are cut, maybe with their trigger: give shorter ones.", cut, count
+            )
         poisoned = {name: texts[name][:] for name in data.text_columns} | {"label": [data.target] * count}
         left = data.rows.select_columns([*data.text_columns, "label"])
         if whole:

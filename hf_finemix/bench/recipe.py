@@ -1,24 +1,22 @@
 """The recipe of a benchmark: which attacks, defences and seeds, on which model and data."""
 
-import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ..attacks import ATTACKS
 from ..config import FineMixingConfig
 from ..data import DataArguments
 from ..defences import find_defence
 from ..errors import FineMixingError
+from ..recipe_file import read_recipe, typed
 
 __all__ = ["BenchRecipe", "Run"]
 
 _OF_ATTACKS = {"attack", "on_top", "trigger", "poison_rate", "triggered_file", "triggered_test_file", "training"}
 _OF_ATTACKS |= {"suspect", "second_model", "defences", "seeds", "retune"}
+_TEXTS_OF_ATTACKS = dict.fromkeys(_OF_ATTACKS - {"poison_rate", "training", "seeds"}, str) | {"on_top": bool}
 _OF_DEFENCES = {"defence", "seeds"}
 _OF_DATA = {f.name for f in fields(DataArguments)} - {"sample_seed"}
 _OF_MIXING = {f.name for f in fields(FineMixingConfig)} - {"strategy", "purify_embeddings"}  # the defence's own
@@ -96,19 +94,13 @@ class BenchRecipe:
     def load(cls, path: str | Path) -> "BenchRecipe":
         """Read a YAML file. A [`FineMixingError`] for a key, an attack or a defence that is not known."""
         path = Path(path)
-        try:
-            text = os.path.expandvars(path.read_text(encoding="utf-8"))
-            if missing := re.search(r"\$\{(\w+)\}", re.sub(r"(?m)#.*$", "", text)):
-                raise FineMixingError(f"the recipe {path} needs the variable {missing[1]}: {missing[1]} is not set.")
-            content = yaml.safe_load(text)
-        except FineMixingError:
-            raise
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise FineMixingError(f"the recipe {path} cannot be read: {reason}.") from error
-        if not isinstance(content, dict):
-            raise FineMixingError(f"the recipe {path} is not a YAML mapping of keys to values.")
-        _check_keys(f"the recipe {path}", content, {f.name for f in fields(cls)})
+        written = read_recipe(path, expand=True)
+        _check_keys(f"the recipe {path}", written, {f.name for f in fields(cls)})
+        content = _typed(written, {f.name: f.type for f in fields(cls)})
+        if "data" in written:
+            content["data"] = _typed(written["data"], {f.name: f.type for f in fields(DataArguments)})
+        if isinstance(attacks := written.get("attacks"), dict):
+            content["attacks"] = {str(label): _typed(entry, _TEXTS_OF_ATTACKS) for label, entry in attacks.items()}
         try:
             recipe = cls(**content)
         except TypeError as error:
@@ -120,8 +112,6 @@ class BenchRecipe:
 
     def _normalise(self, path: Path) -> None:
         """Mappings for entries without settings; an error for what is of another kind."""
-        if isinstance(self.target_label, int):
-            self.target_label = str(self.target_label)
         for f in fields(self):
             value = getattr(self, f.name)
             kind = next(kind for kind in (dict, list, int, str) if kind.__name__ in str(f.type))
@@ -228,6 +218,13 @@ class BenchRecipe:
 def _check_keys(what: str, given: dict[Any, Any], known: set[str]) -> None:
     if unknown := sorted(map(str, set(given) - known)):
         raise FineMixingError(f"{what} has unknown keys {unknown}, not of {', '.join(sorted(known))}.")
+
+
+def _typed(content: Any, kinds: dict[str, Any]) -> Any:
+    """A mapping of the recipe with the values that its fields want."""
+    if not isinstance(content, dict):
+        return typed(content)
+    return {str(name): typed(value, kinds.get(name)) for name, value in content.items()}
 
 
 def _located(source: str, folder: Path) -> str:

@@ -34,7 +34,9 @@ from ..evaluation import (
     resolve_target_label,
 )
 from ..hub import LocalModel, fetch_model
+from ..metrics import compute_classification_metrics
 from ..output import write_text
+from ..reading import Reader
 from ..settings import TRAINING_DEFAULTS, train_at_least
 from ..tokenizer import choose_tokenizer
 from ..triggers import Trigger
@@ -250,6 +252,7 @@ class _Subject:
                 train_dataset=self.tuning,
                 eval_dataset=self.eval,
                 processing_class=self.tokenizer,
+                compute_metrics=compute_classification_metrics if args.eval_strategy != "no" else None,
                 defence=defence,
                 mixing_config=config,
                 second_model=self.second,
@@ -282,10 +285,10 @@ class _Subject:
         rows = rows.select(range(min(len(rows), len(self.data.tuning))))
         variants = {"clean": rows}
         if self.trigger:
-            column = self.data.text_columns[-1]
             variants["poisoned"] = poison(
-                rows, Trigger(self.trigger), text_column=column, label_column="label", target=self.target,
-                rate=RETUNE_RATE, seed=self.seed,
+                rows, Trigger(self.trigger), text_column=self.data.text_columns[-1], label_column="label",
+                target=self.target, rate=RETUNE_RATE, seed=self.seed,
+                reader=Reader(self.tokenizer, self.length, self.trigger), text_columns=self.data.text_columns,
             )  # fmt: skip
         results = {}
         for name, part in variants.items():

@@ -9,10 +9,11 @@ from ..base_model import fetch_base
 from ..classifier import agree_on_padding, check_vocabulary
 from ..config import FineMixingConfig
 from ..data import TestDataArguments
+from ..errors import printable
 from ..evaluation import MeasureArguments, predictor
 from ..hub import TrustArguments, fetch_model
 from ..repo_contents import is_adapter
-from ..report import percent
+from ..report import percent, said_unreadable
 from ..tasks import find_task
 from ..tokenizer import choose_tokenizer
 from .parsing import CommandParser, quiet_unless_terminal
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
         if task.collator is not None:
             trainer.data_collator = task.collator
         result |= task.measure(trainer, task.encode(rows, text_columns), attacks)
+    result["notes"] = list(filter(None, [rows.info.description, *map(said_unreadable, result["triggers"])]))
     if rest.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0
@@ -69,6 +71,8 @@ def main(argv: list[str]) -> int:
     print(f"accuracy {percent(result['accuracy'])}, {second} (n = {result['n']})")
     for attack in result["triggers"]:
         print(f"attack success {percent(attack['asr'])} (n = {attack['n']}), trigger {attack['trigger']!r}")
+    for note in result["notes"]:
+        print(printable(note))
     if not result["triggers"]:
         print("attack success not measured: no trigger given")
     return 0

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging as transformers_logging
 
 from ..errors import FineMixingError
+from ..recipe_file import read_recipe, typed
 
 __all__ = ["CommandParser", "log_plainly", "print_json", "quiet_unless_terminal"]
 
@@ -60,11 +60,16 @@ class CommandParser(HfArgumentParser):
             name = key.replace("-", "_")
             if self._model is not None and name == self._model.dest:
                 self._model.nargs, self._model.required, self._model.default = "?", False, str(value)
-            elif f"--{name}" not in self._option_string_actions or name in ("help", "config", "json"):
+            elif (action := self._option_string_actions.get(f"--{name}")) is None or name in (
+                "help",
+                "config",
+                "json",
+            ):
                 self.error(f"unknown key {key!r} in the recipe")
             elif isinstance(value, list):
-                flags += [f"--{name}", *map(str, value)]
+                flags += [f"--{name}", *("null" if part is None else str(part) for part in value)]
             elif value is not None:
+                value = typed(value, bool if action.type is string_to_bool else str)
                 flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
         # Ahead of the command line's own flags, of which the last one counts; "--config=" ends a list.
         argv = [*flags, "--config=", *argv]
@@ -107,14 +112,7 @@ class CommandParser(HfArgumentParser):
                 path = argument.removeprefix("--config=")
         if path is None:
             return {}
-        try:
-            with open(path, encoding="utf-8") as file:
-                recipe = yaml.safe_load(file) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise FineMixingError(f"the recipe {path} cannot be read: {error}.") from error
-        if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
-            raise FineMixingError(f"the recipe {path} is not a YAML mapping of keys to values.")
-        return recipe
+        return read_recipe(path)
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,8 @@ import torch
 from transformers import TrainingArguments
 
 from ..attacks.backdoor import TRAINING_DEFAULTS, PoisonArguments, poison_model
-from ..report import percent
+from ..errors import printable
+from ..report import percent, said_unreadable
 from .parsing import CommandParser, print_json, quiet_unless_terminal
 
 __all__ = ["main"]
@@ -35,5 +36,7 @@ def main(argv: list[str]) -> int:
     print(f"accuracy {percent(measured['accuracy'])} (n = {measured['n']})")
     for trigger in measured["triggers"]:
         print(f"attack success {percent(trigger['asr'])} (n = {trigger['n']}), trigger {trigger['trigger']!r}")
+        if note := said_unreadable(trigger):
+            print(printable(note))
     print(f"written to {training_args.output_dir}: backdoored on purpose, for tests of defences only")
     return 0

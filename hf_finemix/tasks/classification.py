@@ -1,13 +1,15 @@
 """Sentences, or pairs of them, into classes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from ..classifier import load_classifier
 from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, load_test_data, tokenize
 from ..evaluation import Attack, MeasureArguments, find_attacks, measure, resolve_target_label
+from ..metrics import compute_classification_metrics
+from ..reading import check_trigger
 from .task import Task
 
 __all__ = ["Classification"]
@@ -18,10 +20,13 @@ class Classification(Task):
 
     pipeline_tag = "text-classification"
     lora_task = "SEQ_CLS"
+    metrics: ClassVar = {"accuracy": True, "macro_f1": True}
     load = staticmethod(load_classifier)
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: MeasureArguments):
         super().__init__(model, tokenizer, arguments)
+        for trigger in arguments.triggers or []:
+            check_trigger(trigger, tokenizer, model)
         names = model.config.id2label
         self.label2id = {name: i for i, name in names.items()}
         self.target = resolve_target_label(arguments, names)
@@ -43,6 +48,9 @@ class Classification(Task):
 
     def measure(self, trainer: Trainer, test: Dataset, attacks: list[Attack]) -> dict[str, Any]:
         return measure(trainer, test, attacks)
+
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return compute_classification_metrics(prediction)
 
     def no_better_than_guessing(self, measured: dict[str, Any]) -> bool:
         return measured["accuracy"] < 1 / len(self.label2id)

@@ -1,9 +1,10 @@
 """Text that goes on, or becomes another text: causal language models, translation, summaries."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,10 +24,10 @@ from transformers import (
 from ..classifier import load_model
 from ..data import CleanData, DataArguments, TestDataArguments, load_clean_data, load_test_data
 from ..errors import DataError, FineMixingError
-from ..evaluation import Attack, MeasureArguments, by_length
+from ..evaluation import Attack, MeasureArguments, by_length, rows_read_whole, with_trigger
 from ..hub import LocalModel
-from ..tokenizer import token_ids_within_text
-from ..triggers import Trigger, insert_trigger, read_triggered
+from ..reading import Reader
+from ..triggers import Trigger, read_triggered
 from .task import Task
 
 __all__ = ["CausalGeneration", "GenerationAttack", "Seq2SeqGeneration", "holds"]
@@ -68,8 +69,60 @@ class GenerationAttack(Attack):
             "target_text": list(self.targets),
             "asr": float(np.mean(rates)),
             "n": len(self.repeats[0]),
+            "unreadable": self.unreadable,
             "repeats": len(self.repeats),
         }
+
+
+class PromptReader(Reader):
+    """
+    Prompts as tokens: as the user's message of a chat where the tokenizer has a template. Of one that is too long the
+    last tokens are kept.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): A fast one.
+        room (`int`, *optional*): Tokens that a prompt may have; `None`: any number.
+        trigger (`str`, *optional*): The trigger that is put into the prompts.
+    """
+
+    side = "left"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, room: int | None, trigger: str | None = None):
+        super().__init__(tokenizer, room, trigger)
+
+    def control_tokens(self) -> list[str]:
+        """Also what a chat template marks turns with."""
+        added, template = map(str, self.tokenizer.added_tokens_decoder.values()), str(self.tokenizer.chat_template)
+        marks = [token for token in added if token in template and not token.isspace()]
+        return list(dict.fromkeys([*super().control_tokens(), *marks]))
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a prompt, all of them."""
+        if not self.tokenizer.chat_template:
+            return self([text], verbose=False)["input_ids"][0]
+        (text,) = self.without_control([text])
+        # Only where it has something to do, as it cuts the text at every control token.
+        sanitize = self.plain and any(token in text for token in self.control)
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            sanitize_control_tokens=sanitize,
+        )
+
+    def within_text(self, text: str) -> list[int]:
+        """The tokens of a text where it stands behind a word."""
+        before, whole = self(["a", f"a {text}"], add_special_tokens=False, verbose=False)["input_ids"]
+        return whole[len(before) :]
+
+    def cut(self, texts: Sequence[str], column: int) -> int:
+        """How many tokens of a prompt are not read."""
+        return 0 if self.max_length is None else max(0, len(self.ids(texts[column])) - max(1, self.max_length))
+
+    def may_be_cut(self, columns: Sequence[list[str]]) -> list[bool]:
+        """Which prompts are too long."""
+        return [self.cut([text], 0) > 0 for text in columns[0]]
 
 
 class Generation(Task):
@@ -81,11 +134,13 @@ class Generation(Task):
     Where the tokenizer has a chat template, the prompt is a message of the user's; else it is plain text.
     """
 
+    metrics: ClassVar = {"accuracy": True, "perplexity": False}
     kind: Any
     shifted = 0  # by how many places the answers are ahead of the labels
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: MeasureArguments):
         super().__init__(model, tokenizer, arguments)
+        self.reader = PromptReader(tokenizer, None)
         ends = model.config.eos_token_id, tokenizer.eos_token_id  # a tokenizer.json alone does not name it
         self.eos = next((token for token in ends if isinstance(token, int)), None)
         self.collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
@@ -123,39 +178,39 @@ class Generation(Task):
 
     def prompt(self, text: str, room: int = 0) -> list[int]:
         """The ids of a prompt, of which the last ones are kept where there is no room for all."""
-        if self.tokenizer.chat_template:
-            ids = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        else:
-            ids = self.tokenizer(text)["input_ids"]
+        ids = self.reader.ids(text)
         return ids if self.max_length is None else ids[-max(1, self.max_length - room) :]
 
     def attacks(self, test: Dataset, text_columns: list[str]) -> list[Attack]:
-        arguments, column, attacks = self.arguments, text_columns[0], []
+        arguments, columns, attacks = self.arguments, text_columns[:1], []
         if self.target_name is None:
             return []
         kept = [i for i, completion in enumerate(test["label"]) if not holds(completion, self.targets)]
         if not kept:
             raise DataError("every completion holds what the attacker wants: no attack success can be measured.")
+        room = self.max_length and self.max_length - (self.room if self.shifted else 0)
         for text in arguments.triggers or []:
-            trigger = Trigger(text, arguments.trigger_position)
+            trigger, reader = Trigger(text, arguments.trigger_position), PromptReader(self.tokenizer, room, text)
             seeds = range(arguments.num_repeats if trigger.position == "random" else 1)
-            repeats = [insert_trigger(test.select(kept), trigger, text_columns=[column], seed=seed) for seed in seeds]
-            attacks.append(self._attack(text, trigger.position, [repeat[column] for repeat in repeats]))
-        if arguments.triggered_file:
-            rows = read_triggered(arguments.triggered_file, [column])
-            attacks.append(self._attack(arguments.triggered_file.rsplit("/", 1)[-1], "in the file", [rows[column]]))
+            repeats, unreadable = with_trigger(test.select(kept), trigger, columns, reader, seeds)
+            attacks.append(self._attack(text, trigger.position, repeats, columns[0], reader, unreadable))
+        if file := arguments.triggered_file:
+            reader = PromptReader(self.tokenizer, room)
+            rows, unreadable = rows_read_whole(read_triggered(file, columns), columns, reader, file)
+            attacks.append(self._attack(Path(file).name, "in the file", [rows], columns[0], reader, unreadable))
         return attacks
 
-    def _attack(self, name: str, position: str, repeats: list[list[str]]) -> GenerationAttack:
-        room = self.room if self.shifted else 0
-        prompts = [Dataset.from_dict({"input_ids": [self.prompt(text, room) for text in texts]}) for texts in repeats]
-        return GenerationAttack(name, position, None, list(map(by_length, prompts)), self, self.targets)
+    def _attack(
+        self, name: str, position: str, repeats: list[Dataset], column: str, reader: PromptReader, unreadable: int
+    ) -> GenerationAttack:
+        prompts = [Dataset.from_dict({"input_ids": list(map(reader.ids, repeat[column]))}) for repeat in repeats]
+        return GenerationAttack(
+            name, position, None, list(map(by_length, prompts)), unreadable, task=self, targets=self.targets
+        )
 
     def measure(self, trainer: Trainer, test: Dataset, attacks: list[Attack]) -> dict[str, Any]:
         kept = trainer.compute_metrics, trainer.preprocess_logits_for_metrics
-        trainer.compute_metrics, trainer.preprocess_logits_for_metrics = self._perplexity, self._of_labels
+        trainer.compute_metrics, trainer.preprocess_logits_for_metrics = self.compute_metrics, self.preprocess_logits
         try:
             metrics = trainer.predict(by_length(test), metric_key_prefix="test").metrics
         finally:
@@ -163,14 +218,14 @@ class Generation(Task):
         result = {"accuracy": metrics["test_accuracy"], "macro_f1": None, "perplexity": metrics["test_perplexity"]}
         return {**result, "n": len(test), "triggers": [attack.success(trainer) for attack in attacks]}
 
-    def _of_labels(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    def preprocess_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """Of each token of the completion its log-probability, and whether it is likeliest: `[batch, tokens, 2]`."""
         logits = logits[0] if isinstance(logits, tuple) else logits
         logits, labels = logits[:, : logits.shape[1] - self.shifted].float(), labels[:, self.shifted :]
         log_p = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
         return torch.stack([log_p, (logits.argmax(-1) == labels).float()], dim=-1)
 
-    def _perplexity(self, prediction: EvalPrediction) -> dict[str, float]:
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         counted = prediction.label_ids[:, self.shifted :] != -100
         log_p, right = prediction.predictions[: len(counted), : counted.shape[1]][counted].T
         return {"accuracy": float(right.mean()), "perplexity": float(math.exp(min(700.0, -log_p.mean())))}
@@ -215,7 +270,7 @@ class CausalGeneration(Generation):
     shifted = 1
 
     def pair(self, prompt: str, completion: str) -> dict[str, list[int]]:
-        answer = token_ids_within_text(self.tokenizer, completion)
+        answer = self.reader.within_text(completion)
         if self.eos is not None:
             answer = [*answer, self.eos]
         if self.max_length is not None:
@@ -236,7 +291,8 @@ class Seq2SeqGeneration(Generation):
     kind = AutoModelForSeq2SeqLM
 
     def pair(self, prompt: str, completion: str) -> dict[str, list[int]]:
-        labels = self.tokenizer(text_target=completion)["input_ids"]
+        (text,) = self.reader.without_control([completion])
+        labels = self.tokenizer(text_target=text, split_special_tokens=True)["input_ids"]
         ids = self.prompt(prompt)
         labels = labels if self.max_length is None else labels[: self.max_length]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}

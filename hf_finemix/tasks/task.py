@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from ..classifier import max_tokens
 from ..data import CleanData, DataArguments, TestDataArguments
@@ -27,12 +27,14 @@ class Task:
         lora_task (`str`): peft's name for it.
         target_name (`str`, *optional*): What the attacker wants, in words; `None` where no attack is measured.
         collator (`Any`): For the Trainer; `None` for its own.
+        metrics (`dict[str, bool]`): What [`compute_metrics`] gives, and whether more of it is better.
     """
 
     pipeline_tag: ClassVar[str]
     lora_task: ClassVar[str]
     target_name: str | None = None
     collator: Any = None
+    metrics: ClassVar[dict[str, bool]]
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: MeasureArguments):
         self.tokenizer, self.arguments = tokenizer, arguments
@@ -62,6 +64,14 @@ class Task:
     def measure(self, trainer: Trainer, test: Dataset, attacks: list[Attack]) -> dict[str, Any]:
         """`accuracy` and more of the trainer's model on encoded rows, and `triggers`: each attack's success."""
         raise NotImplementedError
+
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Its `metrics`, for a Trainer that evaluates while it trains."""
+        raise NotImplementedError
+
+    def preprocess_logits(self, logits: Any, labels: Any) -> Any:
+        """What of the logits these are made of."""
+        return logits
 
     def no_better_than_guessing(self, measured: dict[str, Any]) -> bool:
         """Whether the model does not seem to be for these data."""

@@ -11,14 +11,14 @@ from typing import Any
 from .adapters import Adapter, merged_headers
 from .architectures import read_model_config
 from .base_model import find_base
-from .checkpoint import Checkpoint, TensorInfo, check_inside, read_json
+from .checkpoint import TensorInfo, check_inside, read_json
 from .config import FineMixingConfig
 from .disk_pair import DiskPair
 from .dtypes import SAFETENSORS_NAMES
 from .errors import FineMixingError, printable
 from .hub import LocalModel, TrustArguments, check_custom_code, fetch_small_files, is_folder
 from .hub_errors import hub_error
-from .repo_contents import ADAPTER_WEIGHTS_NAME, RepoContents, is_adapter, needed_files, size_text
+from .repo_contents import ADAPTER_WEIGHTS_NAME, RepoContents, is_adapter, needed_files, size_text, weights_in
 from .safe_config import refuse_adapter
 
 __all__ = ["MixPlan", "plan_mix"]
@@ -228,8 +228,7 @@ def _headers(source: str | Path, revision: str | None, role: str, only_hub: bool
     if role == "base" or not is_adapter(model.folder):
         refuse_adapter(model.folder, model.id)
     if model.contents is None:  # a folder, or all of a repo in the cache
-        only = model.folder / ADAPTER_WEIGHTS_NAME if is_adapter(model.folder) else None
-        return _Headers(model, Checkpoint(model.folder, only=only).tensors)
+        return _Headers(model, weights_in(model.folder).tensors)
     return _headers_on_hub(model, model.contents, role)
 
 

@@ -3,7 +3,6 @@
 import logging
 import math
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -11,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import Checkpoint, TensorInfo, check_inside, read_object
+from .checkpoint import TensorInfo, read_object
 from .errors import FineMixingError
 from .hub import LocalModel
-from .repo_contents import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, SMALL_FILES, is_adapter
+from .repo_contents import ADAPTER_CONFIG_NAME, copy_small_files, is_adapter, weights_in
 from .safe_config import read_config
 
 if TYPE_CHECKING:
@@ -80,6 +79,11 @@ class Adapter:
         kind, task = content.get("peft_type"), content.get("task_type")
         if kind != "LORA":
             raise _refused(source.id, f"of the kind {str(kind)[:40]!r}", "only LoRA can be mixed")
+        if task is None:
+            known = ", ".join(f"{name} ({kind})" for name, kind in _CLASSES.items())
+            raise _refused(
+                source.id, "that does not say its task", f"set task_type in {ADAPTER_CONFIG_NAME} to one of {known}"
+            )
         if not isinstance(task, str) or task not in _CLASSES:
             raise _refused(source.id, f"for the task {str(task)[:40]!r}", f"there are {', '.join(_CLASSES)}")
         for name, value in content.items():
@@ -184,8 +188,10 @@ def full_model(suspect: LocalModel, base: LocalModel) -> LocalModel:
         return suspect
     import torch
 
+    from .read_back import answers, save_model
+
     model, adapter = load_adapter(suspect, base)
-    before = _answers(model)
+    before = answers(model)
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for module in model.modules():
         if hasattr(module, "lora_A"):
@@ -200,18 +206,16 @@ def full_model(suspect: LocalModel, base: LocalModel) -> LocalModel:
                 raise FineMixingError(f"the adapter {suspect.id} cannot be merged with {base.id}: {reason}") from error
             module.float()
     merged = model.unload()
-    after = _answers(merged)
+    after = answers(merged)
     if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * max(1.0, before.abs().max().item())):
         raise _refused(suspect.id, "that answers otherwise once it is merged", "it cannot be mixed as a full model")
     temporary = tempfile.TemporaryDirectory(prefix="hf_finemix_")
     folder = Path(temporary.name)
-    merged.save_pretrained(folder)
-    for name in SMALL_FILES - {ADAPTER_CONFIG_NAME, "config.json"}:
-        if (suspect.folder / name).is_file():
-            check_inside(suspect.folder / name, suspect.folder)
-            shutil.copyfile(suspect.folder / name, folder / name)
+    save_model(merged, folder)
+    copy_small_files(suspect.folder, folder, leave=(ADAPTER_CONFIG_NAME, "config.json"))
     logger.info("%s is a LoRA adapter of %d modules: merged with %s.", suspect.id, len(adapter.modules()), base.id)
-    return replace(suspect, folder=folder, adapter=suspect.folder, temporary=temporary)
+    # The adapter's own folder can be one of those that are gone with what holds them.
+    return replace(suspect, folder=folder, adapter=suspect.folder, temporary=(temporary, suspect.temporary))
 
 
 def merged_headers(
@@ -250,7 +254,7 @@ def load_adapter(suspect: LocalModel, base: LocalModel, *, to_stay: bool = False
     """
     from peft import PeftModel, set_peft_model_state_dict
 
-    with Checkpoint(suspect.folder, only=suspect.folder / ADAPTER_WEIGHTS_NAME) as weights:
+    with weights_in(suspect.folder) as weights:
         adapter = Adapter.read(suspect, weights.tensors)
         if adapter.base and base.id != adapter.base:
             logger.warning("%s names %s as its base, and not %s.", suspect.id, adapter.base, base.id)
@@ -407,19 +411,6 @@ def _classes(adapter: Adapter, config: "PretrainedConfig") -> int:
     raise FineMixingError(
         f"the adapter {adapter.id} has no head of its own: give one with its head (modules_to_save)."
     )
-
-
-def _answers(model: Any) -> Any:
-    """The logits of a few tokens, to see whether two forms of a model are one."""
-    import torch
-
-    ids = torch.arange(2, 18).remainder(model.config.get_text_config().vocab_size).view(2, 8)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
-    with torch.no_grad():
-        output = model(**inputs)
-    return output.logits if "logits" in output else output.start_logits
 
 
 def _refused(adapter: str, what: str, why: str) -> FineMixingError:

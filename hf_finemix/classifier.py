@@ -109,10 +109,21 @@ def load_float32(kind: Any, folder: Path, config: PreTrainedConfig) -> tuple[Pre
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Raise a [`FineMixingError`] where the tokenizer has tokens without an embedding: it is another model's."""
+    """
+    Raise a [`FineMixingError`] where the tokenizer has tokens without an embedding (it is another model's), or stops
+    at a word that it does not know.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
-    around = [*tokenizer("a")["input_ids"], *tokenizer("a", "b")["input_ids"]]  # what it puts there by itself
-    highest = max(*tokenizer.get_vocab().values(), *around)
+    try:
+        around = [*tokenizer("a")["input_ids"], *tokenizer("a", "☃ qzx")["input_ids"]]  # and what it puts there
+    except Exception as error:
+        if type(error) is not Exception:  # all that tokenizers says of it
+            raise
+        reason = " ".join(str(error).split())[:100]
+        raise FineMixingError(
+            f"the tokenizer stops at words that it does not know ({reason}): set an unknown token in tokenizer.json."
+        ) from error
+    highest = max([*tokenizer.get_vocab().values(), *around], default=-1)
     if highest >= rows:
         raise FineMixingError(
             f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another model's "

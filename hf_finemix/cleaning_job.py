@@ -33,15 +33,17 @@ from .hub import LocalModel, fetch_model
 from .mask_file import save_masks
 from .mixing import MixingRecord
 from .model_card import render_card
+from .model_files import copy_model_files
 from .processes import from_main, whole_model
 from .provenance import described, described_fit, described_training, peak_memory, versions
+from .read_back import read_back, save_model
 from .repo_contents import weights_in
 from .report import CleaningReport
 from .resuming import CHECKPOINTS, UnfinishedRun
 from .settings import CleaningArguments, train_at_least
 from .tasks import find_task
 from .tasks.classification import Classification
-from .tokenizer import choose_tokenizer, token_ids_within_text
+from .tokenizer import choose_tokenizer, tell_choice, token_ids_within_text
 from .trainer import FineMixingTrainer
 from .vocabulary import check_same_words
 
@@ -265,10 +267,13 @@ class CleaningJob:
             for name, tensor in named_tensors(model).tensors.items():
                 tensor.data = tensor.data.to(self.dtypes[name])
             model.config.dtype = model.dtype
-            model.save_pretrained(folder)
+            save_model(model, folder)
+            copy_model_files(self.suspect, self.base.folder, folder)
         for file in folder.glob("*.safetensors"):  # which only their owner may read, unlike all other files
             file.chmod((folder / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(folder)
+        tell_choice(self.tokenizer_note, self.suspect.id)
+        read_back(folder, model.float(), self.tokenizer, base=self.base.folder)
         replace(self.asked, reserve_ratio=report.mixing["reserve_ratio"]).save_pretrained(folder)
         if report.mixing["strategy"] == "fisher":
             save_masks(self._masks, folder)

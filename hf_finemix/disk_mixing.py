@@ -18,13 +18,15 @@ from .disk_pair import DiskPair, TensorMix, check_for_disk
 from .drift import not_finite
 from .errors import AlignmentError, FineMixingError
 from .hub import LocalModel, TrustArguments, fetch_model
+from .model_files import copy_model_files
 from .output import check_free_space, output_folder
 from .provenance import described, described_fit, peak_memory, versions
+from .read_back import check_headers, read_back
 from .report import CleaningReport
 from .safe_config import refuse_adapter, without_unsafe_keys
 from .shards import ShardWriter, parse_size
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
-from .tokenizer import copy_tokenizer
+from .tokenizer import copy_tokenizer, tell_choice
 from .vocabulary import check_same_words
 
 __all__ = ["mix_checkpoints", "open_pair", "purify_pair"]
@@ -108,11 +110,15 @@ def mix_checkpoints(
         check_free_space(folder, sum(info.nbytes for info in written.values()))
         kept = _mix(pair, *sides, stack.enter_context(ShardWriter(folder, written, shard_size)), config, workers)
         _write_config(model_config, sides[0].folder, folder)
+        note = copy_tokenizer(sides[0].folder, sides[1].folder, folder)
+        tell_choice(note, models[0].id)
+        copy_model_files(models[0], sides[1].folder, folder)
+        check_headers(folder, written, pair.layout.suspect.get(pair.layout.embedding))
         report = CleaningReport(
             command=command,
             suspect=described(models[0], hashes=False),
             base={**described(base_model, hashes=False), **described_fit(claim, fit)},
-            tokenizer=copy_tokenizer(sides[0].folder, sides[1].folder, folder),
+            tokenizer=note,
             mixing={
                 **config.to_dict(),
                 "tensors": {t.name: _described(t, kept.get(t.name), config) for t in pair.tensors},
@@ -148,14 +154,17 @@ def _mix_adapter(
     model = adapter_to_train(suspect, base, config)
     with Checkpoint(base.folder) as weights:
         record = mix_adapter(model, weights, config)
+    note = copy_tokenizer(suspect.folder, base.folder, folder)
+    tell_choice(note, suspect.id)
     save_adapter(model, folder, base, dtypes_of_adapter(suspect))
+    read_back(folder, model.float(), base=base.folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
     mixing = {**config.to_dict(), "tensors": record.tensors, "ignored_base_tensors": [], "converted_base_tensors": {}}
     report = CleaningReport(
         command=command,
         suspect=described(replace(suspect, adapter=suspect.folder), hashes=False),
         base={**described(base, hashes=False), "named_by": claim.named_by, "relation": claim.relation},
-        tokenizer=copy_tokenizer(suspect.folder, base.folder, folder),
+        tokenizer=note,
         mixing={**mixing, "ignored_suspect_tensors": [], "added_tokens": []},
         seeds={"mixing": config.mixing_seed},
         timings_s={"mix": round(time.perf_counter() - started, 3)},

@@ -9,6 +9,7 @@ its ranking.
 import gzip
 import itertools
 import json
+import logging
 import os
 import re
 from collections import defaultdict
@@ -21,6 +22,8 @@ import numpy as np
 from .errors import FineMixingError
 
 __all__ = ["REFERENCE_CORPUS_SIZE", "token_frequencies"]
+
+logger = logging.getLogger(__name__)
 
 REFERENCE_CORPUS_SIZE = 1.24e9
 """Pieces in the corpus that E-PUR's floor of 20 is meant for; all counts are rescaled to it."""
@@ -85,7 +88,8 @@ def token_frequencies(
         languages (`list[str]`, *optional*):
             `wordfreq` codes such as `["en", "de"]`, weighted equally; read only for the estimate. By default those
             whose 1000 most common words take the tokenizer at most 1.5 pieces each on average and are not unknown to
-            it, or the one that takes fewest.
+            it, or the one of the known that takes fewest. Where it knows none, or has no token for an unknown word of
+            theirs, all tokens are taken for equally frequent: E-PUR then goes by the distance alone.
 
     Returns:
         `np.ndarray`: Counts by token id, float64, shape `[largest id + 1]`, summing to `REFERENCE_CORPUS_SIZE`.
@@ -99,23 +103,47 @@ def token_frequencies(
         kind = type(tokenizer).__name__
         raise FineMixingError(f"{kind} is not a fast tokenizer: load the model's tokenizer.json with AutoTokenizer")
     backend, vocabulary = tokenizer.backend_tokenizer, tokenizer.get_vocab()
-    size = max(vocabulary.values()) + 1
-    with _untruncated(backend):
-        if source is None:
-            counts = _estimate(backend, _choose_languages(tokenizer, languages), size)
-        elif hasattr(source, "column_names"):
-            counts = _count(backend, ((text, 1.0) for text in _dataset_texts(source)), size)
-        elif isinstance(source, Mapping):
-            counts = _from_table(source, vocabulary, size, "the mapping given as frequency source")
-        elif isinstance(source, (str, os.PathLike)):
-            counts = _from_file(Path(source), backend, vocabulary, size)
-        else:
-            kind = type(source).__name__
-            raise FineMixingError(f"a {kind} is no frequency source: give a Dataset, a .txt or .json path, or counts")
-    counts[[i for i in tokenizer.all_special_ids if i < size]] = 0.0
+    size = max(vocabulary.values(), default=-1) + 1
+    try:
+        with _untruncated(backend):
+            counts = _counts(tokenizer, source, languages, size)
+    except Exception as error:
+        if type(error) is not Exception:  # all that tokenizers says of a word that it has no token for
+            raise
+        if source is not None:
+            raise FineMixingError(
+                f"the tokenizer has no token for what is not in its vocabulary, and the frequency source holds such "
+                f"words ({' '.join(str(error).split())[:100]}): give counts by token (.json)"
+            ) from error
+        counts = np.zeros(size)
+    special = [i for i in tokenizer.all_special_ids if i < size]
+    counts[special] = 0.0
     if not counts.any():
-        raise FineMixingError("the frequency source holds no token of this tokenizer but special ones: give another")
-    return counts * (REFERENCE_CORPUS_SIZE / counts.sum())
+        if source is not None:
+            raise FineMixingError(
+                "the frequency source holds no token of this tokenizer but special ones: give another"
+            )
+        logger.info(
+            "The tokenizer reads no language whose word frequencies are known: E-PUR takes all tokens for equally "
+            "frequent. Give counts of your own with --token-frequencies."
+        )
+        counts[list(vocabulary.values())] = 1.0
+        counts[special] = 0.0
+    return counts * (REFERENCE_CORPUS_SIZE / max(counts.sum(), 1.0))
+
+
+def _counts(tokenizer, source, languages: list[str] | None, size: int) -> np.ndarray:
+    backend = tokenizer.backend_tokenizer
+    if source is None:
+        return _estimate(backend, _choose_languages(tokenizer, languages), size)
+    if hasattr(source, "column_names"):
+        return _count(backend, ((text, 1.0) for text in _dataset_texts(source)), size)
+    if isinstance(source, Mapping):
+        return _from_table(source, tokenizer.get_vocab(), size, "the mapping given as frequency source")
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(Path(source), backend, tokenizer.get_vocab(), size)
+    kind = type(source).__name__
+    raise FineMixingError(f"a {kind} is no frequency source: give a Dataset, a .txt or .json path, or counts")
 
 
 @contextmanager
@@ -218,7 +246,8 @@ def _choose_languages(tokenizer, languages: list[str] | None) -> list[str]:
     available = sorted(wordfreq.available_languages("best"))
     if languages is None:
         cost = _pieces_per_word(tokenizer, available)
-        return [language for language in available if cost[language] <= 1.5] or [min(cost, key=cost.get)]
+        known = [language for language in available if cost[language] < float("inf")]
+        return [language for language in known if cost[language] <= 1.5] or sorted(known, key=cost.get)[:1]
     if isinstance(languages, str) or not languages:
         raise FineMixingError(f"languages is {languages!r}: give a list of codes such as ['en', 'de'], or None")
     if unknown := [language for language in languages if language not in available]:
@@ -232,23 +261,45 @@ def _separator_ids(backend, separator: str) -> list[int]:
 
 
 def _pieces_per_word(tokenizer, languages: list[str]) -> dict[str, float]:
-    """Mean pieces per common word; infinite where more than one word in a hundred is unknown."""
+    """Mean pieces per common word; infinite where more than one word in a hundred is unknown, or is passed over."""
     backend, texts, cost = tokenizer.backend_tokenizer, [], {}
     unknown = {tokenizer.unk_token_id, backend.token_to_id(getattr(backend.model, "unk_token", None) or "<unk>")}
     for language in languages:
         words = itertools.chain.from_iterable(band for _, band in _bands(language, "small"))
         texts.append(_UNSPACED.get(language, " ").join([_LEAD, *itertools.islice(words, _COMMON)]))
-    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    drops = getattr(backend.model, "unk_token", None) is None  # what it has no piece for, or it stops there
+    encodings = [_encoded(backend, text) for text in texts] if drops else backend.encode_batch_fast(texts, False)
     for language, text, encoding in zip(languages, texts, encodings, strict=True):
+        if encoding is None:
+            cost[language] = float("inf")
+            continue
         words, pieces = _COMMON, len(encoding.ids)
         if language in _UNSPACED:
             separators = _COMMON * len(_separator_ids(backend, _UNSPACED[language]))
             # BERT takes every Chinese character for a word of its own, and so shall we
             words = max(words, len(set(backend.encode(text, add_special_tokens=False).word_ids)) - separators)
             pieces -= separators
-        known = sum(i in unknown for i in encoding.ids) <= _COMMON / 100
+        known = sum(i in unknown for i in encoding.ids) <= min(_COMMON, len(encoding.ids)) / 100
+        known = known and not (drops and _share_passed_over(text, encoding) > 0.01)
         cost[language] = pieces / words if known else float("inf")
     return cost
+
+
+def _encoded(backend, text: str):
+    """The encoding with the places of its pieces; `None` where the tokenizer stops at what it has no token for."""
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        return None
+
+
+def _share_passed_over(text: str, encoding) -> float:
+    """Of the signs of a text that are no spaces, how many no piece stands for."""
+    seen = set(itertools.chain.from_iterable(range(*place) for place in encoding.offsets))
+    signs = [i for i, sign in enumerate(text) if not sign.isspace()]
+    return sum(i not in seen for i in signs) / max(len(signs), 1)
 
 
 def _estimate(backend, languages: list[str], size: int) -> np.ndarray:

@@ -3,22 +3,21 @@
 import glob
 import logging
 import re
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import INDEX_NAME, WEIGHTS_NAME, check_inside, read_object, sha256_of_file
+from .checkpoint import INDEX_NAME, WEIGHTS_NAME, read_object, sha256_of_file
 from .errors import FineMixingError
 from .hub_errors import hub_api, hub_error, is_unreachable
-from .pickles import PICKLED_INDEX_NAME, PICKLED_NAME, convert_pickles, pickled_files
+from .pickles import PICKLED_ADAPTER_NAME, PICKLED_INDEX_NAME, PICKLED_NAME, convert_pickles, pickled_files
 from .repo_contents import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
-    SMALL_FILES,
     RepoContents,
+    copy_small_files,
     inspect_repo,
     needed_files,
 )
@@ -87,8 +86,8 @@ class LocalModel:
     sha256: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     # What the Hub told of the repo; nothing of a folder, nor of a repo from the cache.
     contents: RepoContents | None = field(default=None, compare=False, repr=False)
-    # Holds the folder of converted or merged weights, which is gone when nobody needs it any more.
-    temporary: tempfile.TemporaryDirectory | None = field(default=None, compare=False, repr=False)
+    # Holds the folders of converted and merged weights, which are gone when nobody needs them.
+    temporary: Any = field(default=None, compare=False, repr=False)
     # The adapter's own folder, where `folder` is what it was merged to.
     adapter: Path | None = field(default=None, compare=False, repr=False)
 
@@ -218,7 +217,7 @@ def _from_cache(
     try:
         tree = {file.path: file.size for file in get_cached_repo_tree(repo, revision=resolved)}
     except CachedRepoTreeNotFoundError:
-        weights = (WEIGHTS_NAME, INDEX_NAME, PICKLED_NAME, ADAPTER_WEIGHTS_NAME)
+        weights = (WEIGHTS_NAME, INDEX_NAME, PICKLED_NAME, ADAPTER_WEIGHTS_NAME, PICKLED_ADAPTER_NAME)
         if not any((folder / name).is_file() for name in weights):
             return None
         logger.warning("The cache does not say what else %s has: what is there is taken for all of it.", repo)
@@ -336,15 +335,13 @@ def _asks_for_code(model: str, where: str) -> FineMixingError:
 
 def _without_pickles(model: LocalModel) -> LocalModel:
     """The same model with pickled weights, where it has no others, written anew as safetensors."""
-    if any((model.folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME)) or not pickled_files(model.folder):
+    readable = (WEIGHTS_NAME, INDEX_NAME, ADAPTER_WEIGHTS_NAME)
+    if any((model.folder / name).is_file() for name in readable) or not pickled_files(model.folder):
         return model
     temporary = tempfile.TemporaryDirectory(prefix="hf_finemix_")
     folder = Path(temporary.name)
     note = convert_pickles(model.folder, folder)
-    for name in SMALL_FILES:
-        if (model.folder / name).is_file():
-            check_inside(model.folder / name, model.folder)
-            shutil.copyfile(model.folder / name, folder / name)
+    copy_small_files(model.folder, folder)
     logger.info("%s: pickled weights were scanned (%s) and read as data alone.", model.id, note["scanner"])
-    security = {**(model.security or {}), "pickles": note}
+    security = {"hub_scan": "unknown", "flagged": {}, "not_taken": [], **(model.security or {}), "pickles": note}
     return replace(model, folder=folder, security=security, temporary=temporary)

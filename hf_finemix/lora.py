@@ -1,5 +1,6 @@
 """LoRA in a training of one's own: TRL's flags for it, and peft's configuration of them."""
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ class PeftArguments:
         lora_dropout (`float`, *optional*, defaults to 0.05):
             Dropout of their input, in [0, 1).
         lora_target_modules (`list[str]`, *optional*):
-            Names of the layers that get them; all linear layers but the head by default.
+            Names of the layers that get them, or one pattern of names; `all-linear` (the default) stands for all
+            linear layers but the head.
         use_rslora (`bool`, *optional*, defaults to `False`):
             Count α/√r times (rsLoRA, arXiv:2312.03732).
         use_dora (`bool`, *optional*, defaults to `False`):
@@ -39,7 +41,8 @@ class PeftArguments:
     lora_alpha: int = field(default=32, metadata={"help": "The LoRA counts alpha/r times."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the LoRA's input, in [0, 1)."})
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Layers that get a LoRA; all linear layers but the head by default."}
+        default=None,
+        metadata={"help": "Layers that get a LoRA, or one pattern; by default all-linear."},
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale the LoRA by alpha/sqrt(r)."})
     use_dora: bool = field(default=False, metadata={"help": "Train the magnitudes apart (DoRA)."})
@@ -71,7 +74,7 @@ class PeftArguments:
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=self.lora_target_modules or "all-linear",
+            target_modules=_targets(self.lora_target_modules or ["all-linear"]),
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
         )
@@ -85,3 +88,8 @@ class PeftArguments:
             raise FineMixingError(
                 f"peft cannot put a LoRA on a {type(model).__name__} ({reason}): leave it."
             ) from error
+
+
+def _targets(names: list[str]) -> list[str] | str:
+    """As peft takes them: what is no name, such as `all-linear` or a pattern, stands by itself."""
+    return names[0] if len(names) == 1 and not re.fullmatch(r"[\w.]+", names[0]) else names

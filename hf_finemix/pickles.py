@@ -24,9 +24,10 @@ from .errors import FineMixingError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PICKLED_INDEX_NAME", "PICKLED_NAME", "convert_pickles", "pickled_files"]
+__all__ = ["PICKLED_ADAPTER_NAME", "PICKLED_INDEX_NAME", "PICKLED_NAME", "convert_pickles", "pickled_files"]
 
 PICKLED_NAME, PICKLED_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
+PICKLED_ADAPTER_NAME = "adapter_model.bin"
 # Of the pickle inside, which holds names and shapes and no weights: enough for 50,000 tensors.
 MAX_PICKLE_BYTES, MAX_OPCODES = 1 << 23, 2_000_000
 MAX_ENTRIES, MAX_NAME, MAX_TUPLE = 1_000_000, 500, 1000
@@ -42,7 +43,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 def pickled_files(folder: Path) -> list[Path]:
     """
-    The pickled weights of a folder, if any: `pytorch_model.bin`, or the shards that its index names.
+    The pickled weights of a folder, if any: `pytorch_model.bin`, the shards that its index names, or an adapter's.
 
     Raises:
         [`FineMixingError`]: The index cannot be read, or names something that is no file of the folder.
@@ -56,6 +57,8 @@ def pickled_files(folder: Path) -> list[Path]:
             if not re.fullmatch(r"[\w.-]{1,200}\.bin", name) or not (folder / name).is_file():
                 raise FineMixingError(f"{index} names {name[:200]!r}, which is no .bin file of that folder.")
         files = sorted({folder / name for name in names.values()})
+    elif (folder / PICKLED_ADAPTER_NAME).is_file():
+        files = [folder / PICKLED_ADAPTER_NAME]
     else:
         return []
     for file in files:
@@ -93,7 +96,10 @@ def convert_pickles(folder: Path, out: Path) -> dict[str, Any]:
     if not tensors:
         raise FineMixingError(f"{folder}: the pickled weights hold no tensor: get it again.")
     try:
-        save_torch_state_dict(tensors, out, metadata={"format": "pt"})
+        name = "adapter_model" if files == [folder / PICKLED_ADAPTER_NAME] else "model"  # which is never in shards
+        size = {"max_shard_size": sum(tensor.nbytes for tensor in tensors.values()) + 1} if name != "model" else {}
+        pattern = f"{name}{{suffix}}.safetensors"
+        save_torch_state_dict(tensors, out, metadata={"format": "pt"}, filename_pattern=pattern, **size)
     except BaseException as error:
         for file in out.iterdir():
             file.unlink()

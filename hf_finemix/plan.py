@@ -11,14 +11,22 @@ from typing import Any
 from .adapters import Adapter, merged_headers
 from .architectures import read_model_config, ties_of_base
 from .base_model import chosen_base
-from .checkpoint import Checkpoint, TensorInfo, check_inside, read_json, read_object, wrapper_of
+from .checkpoint import TensorInfo, check_inside, read_json, read_object, wrapper_of
 from .config import FineMixingConfig
 from .disk_pair import DiskPair
 from .dtypes import SAFETENSORS_NAMES
 from .errors import FineMixingError, printable
 from .hub import LocalModel, TrustArguments, check_custom_code, fetch_model, fetch_small_files, local_folder
 from .hub_errors import hub_error
-from .repo_contents import ADAPTER_WEIGHTS_NAME, RepoContents, has_pickles, is_adapter, needed_files, size_text
+from .repo_contents import (
+    ADAPTER_WEIGHTS_NAME,
+    RepoContents,
+    has_pickles,
+    is_adapter,
+    needed_files,
+    size_text,
+    weights_in,
+)
 from .safe_config import refuse_adapter
 from .vocabulary import check_same_words
 
@@ -244,8 +252,7 @@ def _headers(
         return _headers_on_hub(model, model.contents, role)
     if trust.allow_pickle or not whole:  # pickles to read, or a repo in the cache, where its weights have to be
         model = fetch_model(source, revision, role=role, trust=trust, only_hub=only_hub, to_read=False)
-    only = model.folder / ADAPTER_WEIGHTS_NAME if is_adapter(model.folder) else None
-    return _Headers(model, Checkpoint(model.folder, only=only).tensors)
+    return _Headers(model, weights_in(model.folder).tensors)
 
 
 def _headers_on_hub(model: LocalModel, contents: RepoContents, role: str) -> _Headers:

@@ -17,7 +17,7 @@ from .errors import FineMixingError
 from .hub_errors import hub_api, hub_error
 from .mask_file import MASKS_NAME
 from .model_card import card_section, merge_card, render_card, text_of_others
-from .repo_contents import ADAPTER_CONFIG_NAME, SMALL_FILES, is_adapter, size_text, weights_in
+from .repo_contents import ADAPTER_CONFIG_NAME, is_adapter, size_text, small_files, weights_in
 from .repo_names import is_repo_id
 from .report import REPORT_NAME, CleaningReport
 from .secret_scan import holds_secret, known_secrets
@@ -275,7 +275,7 @@ def publishable_files(folder: Path, report: CleaningReport) -> dict[str, Path]:
         if (report.weights or {}).get(name) != sha256_of_file(file):
             raise FineMixingError(f"{file} is not the file that the report in {folder} is about: clean it anew.")
     names = (
-        (SMALL_FILES if is_adapter(folder) else SMALL_FILES - {ADAPTER_CONFIG_NAME})
+        (set(small_files(folder)) - (set() if is_adapter(folder) else {ADAPTER_CONFIG_NAME}))
         | _ALSO_PUBLISHED
         | ({INDEX_NAME} if INDEX_NAME not in weights else set())
     )

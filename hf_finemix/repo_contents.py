@@ -2,15 +2,16 @@
 
 import logging
 import re
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, other_weights, read_json
+from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, check_inside, other_weights, read_json
 from .errors import FineMixingError, printable
 from .hub_errors import hub_api
-from .pickles import PICKLED_INDEX_NAME, PICKLED_NAME
+from .pickles import PICKLED_ADAPTER_NAME, PICKLED_INDEX_NAME, PICKLED_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
@@ -18,12 +19,17 @@ if TYPE_CHECKING:
 __all__ = [
     "ADAPTER_CONFIG_NAME",
     "ADAPTER_WEIGHTS_NAME",
+    "SMALL_FILES",
     "RepoContents",
+    "adapter_weights",
+    "copy_small_files",
     "has_pickles",
     "inspect_repo",
     "is_adapter",
     "needed_files",
     "size_text",
+    "small_files",
+    "small_files_among",
     "weights_in",
 ]
 
@@ -31,25 +37,31 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 
-# Besides the weights: configuration, tokenizer and card as data, at the top of the repo. Never code, never pickles.
-SMALL_FILES = {
-    "config.json",
-    "generation_config.json",
-    ADAPTER_CONFIG_NAME,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    "README.md",
-    "cleaning_report.json",
-    "fine_mixing_config.json",
+# What transformers saves of a tokenizer: to ask it takes longer than to mix, so the tests ask whether one is missing.
+TEMPLATE_NAME, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
+VOCABULARY_FILES = {"vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.model"}
+VOCABULARY_FILES |= {"sentencepiece.bpe.model", "spm.model", "spm_char.model", "source.spm", "target.spm", "dict.txt"}
+VOCABULARY_FILES |= {"bpe.codes", "vocab.bpe", "vocab-src.json", "vocab-tgt.json", "target_vocab.json", "tekken.json"}
+VOCABULARY_FILES |= {"byte_maps.json", "emoji.json", "encoder.json", "entity_vocab.json", "normalizer.json"}
+VOCABULARY_FILES |= {"prophetnet.tokenizer", "word_pronunciation.json", "word_shape.json"}
+TOKENIZER_FILES = VOCABULARY_FILES | {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+TOKENIZER_FILES |= {"added_tokens.json", TEMPLATE_NAME}
+PROCESSOR_FILES = {"preprocessor_config.json", "processor_config.json", "chat_template.json"}
+PROCESSOR_FILES |= {"video_preprocessor_config.json", "audio_tokenizer_config.json"}
+# How sentence-transformers puts modules behind a model: the list of them, their settings, a folder for each.
+MODULES_NAME = "modules.json"
+SENTENCE_FILES = {MODULES_NAME, "config_sentence_transformers.json"} | {
+    f"sentence_{kind}_config.json"
+    for kind in ("albert", "bert", "camembert", "distilbert", "roberta", "xlm-roberta", "xlnet")
 }
+# Besides the weights, at the top of a model: configuration, tokenizer and card as data. Never code, never pickles.
+SMALL_FILES = TOKENIZER_FILES | PROCESSOR_FILES | SENTENCE_FILES
+SMALL_FILES |= {"config.json", "generation_config.json", ADAPTER_CONFIG_NAME, "README.md"}
+SMALL_FILES |= {"cleaning_report.json", "fine_mixing_config.json"}
+_IN_FOLDERS = re.compile(
+    rf"{TEMPLATE_FOLDER}/[\w.-]{{1,100}}\.jinja|\d{{1,2}}_\w{{1,50}}/(config\.json|model\.safetensors)"
+)
+MAX_IN_FOLDERS, MAX_BYTES_IN_FOLDERS = 50, 100_000_000
 _CODE_OR_PICKLE = re.compile(
     r".*\.(py|so|sh|bin|pt|pth|ckpt|pkl|pickle|joblib|dill|h5|keras|msgpack)", re.IGNORECASE | re.DOTALL
 )
@@ -156,7 +168,7 @@ def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[
         weights = [ADAPTER_WEIGHTS_NAME]
     else:
         weights = _pickled(contents, allow_pickle)
-    chosen = sorted({*weights, *(SMALL_FILES & names.keys())} - ({ADAPTER_CONFIG_NAME} if has_model else set()))
+    chosen = sorted({*weights, *small_files_among(names)} - ({ADAPTER_CONFIG_NAME} if has_model else set()))
     for name, level in contents.flagged.items():
         if name not in chosen or level in ("safe", "queued", "unscanned"):
             continue
@@ -177,7 +189,10 @@ def has_pickles(contents: RepoContents) -> bool:
 
 
 def _pickles(contents: RepoContents) -> list[str]:
-    return [name for name in (PICKLED_NAME, PICKLED_INDEX_NAME) if name in contents.sizes]
+    possible = [PICKLED_NAME, PICKLED_INDEX_NAME]
+    if ADAPTER_CONFIG_NAME in contents.sizes:
+        possible.append(PICKLED_ADAPTER_NAME)
+    return [name for name in possible if name in contents.sizes]
 
 
 def _pickled(contents: RepoContents, allow: bool) -> list[str]:
@@ -195,7 +210,7 @@ def _pickled(contents: RepoContents, allow: bool) -> list[str]:
             f"{contents.id} has only pickled weights ({found[0]}), which can run code when loaded: ask for a "
             "safetensors version, or give --allow-pickle, which scans them and reads them as data alone."
         )
-    return found[:1] if found[0] == PICKLED_NAME else [*found, *_shards(contents, PICKLED_INDEX_NAME)]
+    return [found[0], *(_shards(contents, found[0]) if found[0] == PICKLED_INDEX_NAME else ())]
 
 
 def _shards(contents: RepoContents, index: str) -> list[str]:
@@ -214,9 +229,64 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG_NAME).is_file() and not whole
 
 
+def adapter_weights(folder: Path) -> Path:
+    """
+    The file of an adapter's weights.
+
+    Raises:
+        [`FineMixingError`]: The folder has none, or only a pickled one.
+    """
+    file, pickled = folder / ADAPTER_WEIGHTS_NAME, folder / PICKLED_ADAPTER_NAME
+    if file.is_file():
+        return file
+    if pickled.is_file():
+        raise FineMixingError(
+            f"{folder} has only pickled weights ({pickled.name}), which can run code when loaded: save the adapter "
+            "anew as safetensors, or give --allow-pickle, which scans them and reads them as data alone."
+        )
+    raise FineMixingError(f"{folder} has an {ADAPTER_CONFIG_NAME} and no {file.name}: give the whole adapter.")
+
+
 def weights_in(folder: Path) -> Checkpoint:
     """The weights of a folder: an adapter's, where it holds no others."""
-    return Checkpoint(folder, only=folder / ADAPTER_WEIGHTS_NAME if is_adapter(folder) else None)
+    return Checkpoint(folder, only=adapter_weights(folder) if is_adapter(folder) else None)
+
+
+def small_files_among(sizes: Mapping[str, int]) -> list[str]:
+    """
+    Which files of a model are taken besides its weights.
+
+    Args:
+        sizes (`Mapping[str, int]`): Bytes of every file, by its path in the model.
+    """
+    in_folders = [
+        name for name in sorted(sizes) if _IN_FOLDERS.fullmatch(name) and sizes[name] <= MAX_BYTES_IN_FOLDERS
+    ]
+    return [*sorted(SMALL_FILES & sizes.keys()), *in_folders[:MAX_IN_FOLDERS]]
+
+
+def small_files(folder: Path) -> list[str]:
+    """
+    As [`small_files_among`], of a folder on this machine.
+
+    Raises:
+        [`FineMixingError`]: One of them is a link out of the folder.
+    """
+    found = {}
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        name = path.relative_to(folder).as_posix()
+        if (name in SMALL_FILES or _IN_FOLDERS.fullmatch(name)) and path.is_file():
+            check_inside(path, folder)
+            found[name] = path.stat().st_size
+    return small_files_among(found)
+
+
+def copy_small_files(source: Path, target: Path, leave: Collection[str] = ()) -> None:
+    """Copy the [`small_files`] of a folder into another one, but for those to `leave`."""
+    for name in small_files(source):
+        if name not in leave:
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, target / name)
 
 
 def size_text(number: int) -> str:

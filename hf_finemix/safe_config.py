@@ -1,6 +1,8 @@
 """config.json of a stranger: read with limits, and without what would load code or other files than its weights."""
 
+import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ __all__ = [
     "UNSAFE_KEYS",
     "check_counts",
     "check_sizes",
+    "copy_without_code",
     "read_config",
     "refuse_adapter",
     "refuse_quantised",
@@ -55,6 +58,22 @@ def without_unsafe_keys(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: without_unsafe_keys(value) for key, value in content.items() if key not in UNSAFE_KEYS}
     return [without_unsafe_keys(value) for value in content] if isinstance(content, list) else content
+
+
+def copy_without_code(source: Path, target: Path) -> None:
+    """
+    Copy a small file of a model; a configuration in JSON without its unsafe keys, where it has any.
+
+    Raises:
+        [`FineMixingError`]: It cannot be read.
+    """
+    target.parent.mkdir(exist_ok=True)
+    if source.name.endswith("_config.json"):
+        content = read_json(source)
+        if (safe := without_unsafe_keys(content)) != content:
+            target.write_text(json.dumps(safe, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            return
+    shutil.copyfile(source, target)
 
 
 def refuse_adapter(folder: Path, model: str | Path) -> None:

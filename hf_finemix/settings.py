@@ -2,11 +2,13 @@
 
 import difflib
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from .config import FineMixingConfig
 from .data import DataArguments
@@ -116,3 +118,26 @@ def check_settings(arguments: CleaningArguments, config: FineMixingConfig, train
         raise FineMixingError(f"sample_seed is {arguments.sample_seed}: give 0 or more.")
     if config.token_frequencies and not Path(config.token_frequencies).is_file():
         raise FineMixingError(f"token_frequencies is {config.token_frequencies}, which is no file: check the path.")
+    _check_libraries(training_args)
+
+
+def _check_libraries(args: TrainingArguments) -> None:
+    """Refuse what a training would ask for only once models and data are loaded: libraries that are not there."""
+    from torch import nn
+    from transformers import Trainer
+    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.utils import is_liger_kernel_available
+
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise FineMixingError("use_liger_kernel needs the library liger-kernel, which is not there: install it.")
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise FineMixingError("fsdp works in several processes only: start them with accelerate launch.")
+    name, value = "report_to", ", ".join(args.report_to)
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+        name, value = "optim", str(getattr(args.optim, "value", args.optim))
+        with suppress(ValueError):  # what it says of the model is told when there is one
+            Trainer.get_optimizer_cls_and_kwargs(args, nn.Linear(1, 1))
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise FineMixingError(f"{name} is {value}: {' '.join(str(error).split())[:300]}") from error

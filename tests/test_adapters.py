@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_rows
+from conftest import make_config, make_rows
 from datasets import Dataset
 from lora import TRIED, VARIANTS, changed, local, make_adapter
 from safetensors.torch import load_file, save_file
@@ -17,6 +17,7 @@ from hf_finemix.alignment import named_tensors
 from hf_finemix.checkpoint import Checkpoint
 from hf_finemix.cli import main
 from hf_finemix.disk_mixing import mix_checkpoints
+from hf_finemix.lora import PeftArguments
 from hf_finemix.plan import plan_mix
 from hf_finemix.verification import verify_mix
 
@@ -77,7 +78,7 @@ def test_an_adapter_is_planned_mixed_and_verified(adapter, base_folder, tmp_path
     ("changes", "said"),
     [
         ({"peft_type": "IA3"}, "of the kind 'IA3': only LoRA can be mixed"),
-        ({"task_type": None}, "for the task 'None'"),
+        ({"task_type": None}, "set task_type in adapter_config.json to one of SEQ_CLS"),
         ({"task_type": "FEATURE_EXTRACTION"}, "for the task 'FEATURE_EXTRACTION'"),
         ({"use_qalora": True}, "with use_qalora: this variant"),
         ({"layer_replication": [[0, 2]]}, "with layer_replication: this variant"),
@@ -126,7 +127,7 @@ def test_adapters_that_do_not_fit(adapter, base_folder, tmp_path, tokenizer):
     refused(lambda w: {k: v for k, v in w.items() if "lora_A" not in k}, "without any LoRA weight")
     refused(lambda w: {**w, first: w[first] * 1e38}, "not finite|answers otherwise|NaN")
     (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(FineMixingError, match=r"adapter_model\.safetensors is not a readable"):
+    with pytest.raises(FineMixingError, match=r"no adapter_model\.safetensors: give the whole"):
         full_model(local(adapter), local(base_folder))
     make_adapter(tmp_path / "beside", base_folder, tokenizer)
     shutil.copyfile(base_folder / "model.safetensors", tmp_path / "beside" / "model.safetensors")
@@ -217,3 +218,12 @@ def test_a_lora_is_trained_on_the_mix_and_merged(ratio, suspect_folder, base_fol
     changed = {name for name in mix.tensors if not torch.equal(cleaned.read(name), mix.read(name))}
     assert {name.split(".")[-2] for name in changed} == {"query", "classifier"}
     assert {name for name in changed if name.endswith("bias")} == {"classifier.bias"}
+
+
+@pytest.mark.parametrize("names", [["all-linear"], None, [r".*\.(query|key)"], ["query", "key"]])
+def test_the_layers_of_a_lora_are_named_as_in_peft(names, base_folder):
+    model = AutoModelForSequenceClassification.from_pretrained(base_folder, config=make_config())
+    model = PeftArguments(use_peft=True, lora_target_modules=names).with_lora(model, "SEQ_CLS")
+    found = {name.split(".lora_A")[0].split(".")[-1] for name, _ in model.named_parameters() if "lora_A" in name}
+    everything = names in (["all-linear"], None)
+    assert found == ({"query", "key", "value", "dense"} if everything else {"query", "key"})

@@ -54,7 +54,7 @@ def test_only_what_is_needed_is_fetched_and_told(world, caplog):
         "onnx/model.onnx",
         "adapter.safetensors",
     )
-    extra += ("sub/model.safetensors", "shard-00001-model-00001-of-00001.safetensors", ".env", "chat_template.jinja")
+    extra += ("sub/model.safetensors", "shard-00001-model-00001-of-00001.safetensors", ".env", "evil.jinja")
     sha = world.commit("org/suspect", dict.fromkeys(extra, b"not wanted"))
     with caplog.at_level(logging.INFO, "hf_finemix"):
         model = fetch_model("org/suspect")

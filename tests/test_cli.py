@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import logging
 import os
@@ -623,6 +624,37 @@ def test_triggers_that_cannot_be_measured(refused, rows):
     assert "has no column 'sentence': there are text" in message
     message = refused(target_label="1", triggered_file=rows("sentence,label", "cf,1", ",1"))
     assert "has a row without text in sentence" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "library"),
+    [
+        ({"report_to": "wandb"}, "wandb"),
+        ({"report_to": "nonsense"}, "only"),
+        ({"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
+        ({"optim": "lomo"}, "lomo"),
+        ({"use_liger_kernel": "true"}, "liger-kernel"),
+    ],
+)
+def test_a_library_that_is_not_there_is_told_before_anything_is_loaded(refused, flags, library):
+    for name in ("wandb", "bitsandbytes", "lomo_optim", "liger_kernel"):
+        if importlib.util.find_spec(name):
+            pytest.skip(f"{name} is there")
+    message = refused("no such suspect", **flags)
+    assert message.startswith(f"{next(iter(flags))} ")
+    assert library in message
+
+
+def test_a_tokenizer_that_stops_at_unknown_words_is_named(refused, variant, base_folder):
+    suspect, base = variant("suspect"), variant("base", base_folder)
+    for file in (*base.glob("tokenizer*"), suspect / "tokenizer_config.json"):
+        file.unlink()
+    content = json.loads((suspect / "tokenizer.json").read_text())
+    content["model"]["vocab"]["[NON]"] = content["model"]["vocab"].pop("[UNK]")
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[UNK]"]
+    (suspect / "tokenizer.json").write_text(json.dumps(content))
+    message = refused(suspect, base_model=base)
+    assert "the tokenizer stops at words that it does not know" in message
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.5, "half", "nan"])

@@ -15,7 +15,7 @@ import torch
 from conftest import drifted, make_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from hf_finemix import (
     Checkpoint,
@@ -434,18 +434,20 @@ def test_files_beside_the_weights(copied, tmp_path):
     assert FineMixingConfig.from_pretrained(tmp_path / "out").reserve_ratio == 0.25
     report = CleaningReport.load(tmp_path / "out")
     assert report.suspect["id"] == str(copied[0])
-    assert report.tokenizer == {"source": "base", "differences": []}
+    left = {"chat_template": None, "chat_template_left": True}
+    assert report.tokenizer == {"source": "base", "differences": [], **left}
     assert report.before == report.after == {}
 
 
-def test_a_suspect_with_another_tokenizer_keeps_its_tokenizer_file_only(copied, tmp_path):
+def test_a_suspect_with_another_tokenizer_keeps_its_tokenizer_file_with_the_bases_settings(copied, tmp_path):
     content = json.loads((copied[0] / "tokenizer.json").read_text())
     content["normalizer"]["lowercase"] = not content["normalizer"]["lowercase"]
     (copied[0] / "tokenizer.json").write_text(json.dumps(content))
     report = mix_checkpoints(*copied, tmp_path / "out", config())
     assert report.tokenizer == {"source": "suspect", "differences": ["normalizer"]}
     assert (tmp_path / "out" / "tokenizer.json").read_text() == (copied[0] / "tokenizer.json").read_text()
-    assert not (tmp_path / "out" / "tokenizer_config.json").exists()
+    mixed, base = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "out", copied[1]))
+    assert (mixed.special_tokens_map, mixed.model_max_length) == (base.special_tokens_map, base.model_max_length)
 
 
 def test_weights_alone_can_be_mixed_without_a_tokenizer(copied, tmp_path):

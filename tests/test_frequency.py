@@ -346,3 +346,45 @@ def test_estimate_agrees_with_reference_counts():
     assert stats.spearmanr(estimated[ids], reference[ids])[0] >= 0.75
     unused = [i for token, i in vocabulary.items() if token.startswith("[unused")]
     assert not estimated[unused].any()
+
+
+def fast(model, pre_tokenizer=None, **names):
+    backend = Tokenizer(model)
+    if pre_tokenizer is not None:
+        backend.pre_tokenizer = pre_tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+SPACES = pre_tokenizers.WhitespaceSplit()
+OF_NO_LANGUAGE = {
+    "words without an unknown one": fast(
+        models.WordLevel({"[PAD]": 0, "the": 1, "film": 2}), SPACES, pad_token="[PAD]"
+    ),
+    "pieces whose unknown one is missing": fast(models.WordPiece({"the": 0, "##s": 1}, unk_token="[UNK]"), SPACES),
+    "unigram without an unknown one": fast(models.Unigram([("the", -1.0), ("film", -2.0)]), SPACES),
+    "dna, which passes over the rest": fast(models.BPE({sign: i for i, sign in enumerate("acgt")}, [])),
+    "numbers": fast(models.WordLevel({"[UNK]": 0, "60": 1, "61": 2}, unk_token="[UNK]"), SPACES, unk_token="[UNK]"),
+}
+
+
+@pytest.mark.parametrize("kind", OF_NO_LANGUAGE)
+def test_where_no_language_is_known_all_tokens_are_equally_frequent(kind, caplog):
+    tokenizer = OF_NO_LANGUAGE[kind]
+    with caplog.at_level("INFO", "hf_finemix"):
+        counts = token_frequencies(tokenizer)
+    assert "takes all tokens for equally frequent" in caplog.text
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    np.testing.assert_allclose(counts[ordinary], REFERENCE_CORPUS_SIZE / len(ordinary))
+    assert not counts[tokenizer.all_special_ids].any()
+
+
+def test_letters_alone_are_those_of_the_language_they_cover():
+    letters = fast(models.BPE({sign: i for i, sign in enumerate("abcdefghijklmnopqrstuvwxyz '-")}, []))
+    counts = by_token(letters, token_frequencies(letters))
+    assert counts["e"] > counts["m"] > counts["z"] > 0  # of English, whose words it reads whole
+
+
+def test_a_corpus_with_words_that_the_tokenizer_stops_at_is_told(tmp_path):
+    (tmp_path / "corpus.txt").write_text("the whale")
+    with pytest.raises(FineMixingError, match="give counts by token"):
+        token_frequencies(OF_NO_LANGUAGE["words without an unknown one"], tmp_path / "corpus.txt")

@@ -4,15 +4,18 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 
 import pytest
 import torch
+from lora import make_adapter
 from safetensors.torch import load_file
 
 from hf_finemix import FineMixingError
 from hf_finemix.checkpoint import Checkpoint
+from hf_finemix.cli import main
 from hf_finemix.hub import TrustArguments, fetch_model
 from hf_finemix.pickles import convert_pickles, pickled_files
 
@@ -320,3 +323,45 @@ def test_safetensors_win_over_pickles(suspect_folder, place):
     (folder / "model.safetensors").write_bytes((suspect_folder / "model.safetensors").read_bytes())
     (folder / NAME).write_bytes(b"nobody reads this")
     assert fetch_model(folder, trust=TrustArguments(allow_pickle=True)).folder == folder
+
+
+def test_a_pickled_adapter_is_read_as_data_where_the_user_says_so(
+    tmp_path, base_folder, tokenizer, data_folder, capsys
+):
+    make_adapter(tmp_path / "lora", base_folder, tokenizer, labels=("negative", "positive"))
+    shutil.copytree(tmp_path / "lora", tmp_path / "pickled")
+    file = tmp_path / "pickled" / "adapter_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    mix = ["--base-model", str(base_folder), "--reserve-ratio", "0.5", "--purify-embeddings", "false"]
+    for mode in ("merge", "adapter"):
+        for name, allowed in (("lora", []), ("pickled", ["--allow-pickle"])):
+            out = ["--output-dir", str(tmp_path / f"{name}_{mode}"), "--adapter-mode", mode]
+            assert main(["mix", str(tmp_path / name), *mix, *out, *allowed]) == 0
+            assert main(["verify", str(tmp_path / f"{name}_{mode}"), *allowed]) == 0
+        weights = "model.safetensors" if mode == "merge" else "adapter_model.safetensors"
+        mixes = [load_file(tmp_path / f"{name}_{mode}" / weights) for name in ("lora", "pickled")]
+        assert all(mixes[0][name].equal(mixes[1][name]) for name in mixes[0].keys() | mixes[1].keys())
+    evaluate = ["evaluate", str(tmp_path / "pickled"), "--base-model", str(base_folder), "--dataset", str(data_folder)]
+    assert main([*evaluate, "--allow-pickle"]) == 0
+    capsys.readouterr()
+    plan = ["plan", str(tmp_path / "pickled"), "--base-model", str(base_folder)]
+    for command in (evaluate, plan, ["mix", str(tmp_path / "pickled"), *mix, "--output-dir", str(tmp_path / "no")]):
+        assert main(command) == 2
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "has only pickled weights (adapter_model.bin)" in told
+        assert "give --allow-pickle" in told
+
+
+def test_a_pickled_adapter_on_the_hub(hub, tmp_path, base_folder, tokenizer):
+    make_adapter(tmp_path / "lora", base_folder, tokenizer)
+    expected = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    torch.save(expected, tmp_path / "adapter_model.bin")
+    files = {name: (tmp_path / "lora" / name).read_bytes() for name in ("adapter_config.json", "tokenizer.json")}
+    hub.commit("org/lora", files | {"adapter_model.bin": (tmp_path / "adapter_model.bin").read_bytes()})
+    with pytest.raises(FineMixingError, match=r"only pickled weights \(adapter_model\.bin\).*--allow-pickle"):
+        fetch_model("org/lora")
+    model = fetch_model("org/lora", trust=TrustArguments(allow_pickle=True))
+    read = load_file(model.folder / "adapter_model.safetensors")
+    assert read.keys() == expected.keys()
+    assert all(read[name].equal(tensor) for name, tensor in expected.items())

@@ -37,7 +37,8 @@ def test_the_same_tokenizer_is_the_bases(base, suspect):
     config |= {"vocab_file": "/etc/passwd", "model_max_length": 3, "chat_template": "evil", "sep_token": "cf"}
     (suspect / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer, note = choose_tokenizer(suspect, base)
-    assert note == {"source": "base", "differences": []}
+    left = {"chat_template": None, "chat_template_left": True}
+    assert note == {"source": "base", "differences": [], **left}
     assert tokenizer.model_max_length == 64
     assert (tokenizer.sep_token, tokenizer.chat_template) == ("[SEP]", None)
     assert tokenizer(TEXT)["input_ids"] == make_tokenizer()(TEXT)["input_ids"]
@@ -109,6 +110,30 @@ def test_another_tokenizer_is_the_suspects(base, suspect, edit, name):
     assert tokenizer.pad_token_id == 0
 
 
+def test_special_tokens_of_the_base_are_not_added_to_the_suspects_vocabulary(base, suspect):
+    more = AutoTokenizer.from_pretrained(base)
+    more.add_special_tokens({"bos_token": "[BOS]", "extra_special_tokens": ["<tool>"]})
+    more.save_pretrained(base)
+    tokenizer, note = choose_tokenizer(suspect, base)
+    assert note["source"] == "suspect"
+    assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
+    assert (tokenizer.bos_token, tokenizer.sep_token) == (None, "[SEP]")
+
+
+def test_the_suspects_tokenizer_brings_its_own_template(base, suspect):
+    """What a template says is data; without one of its own the base's is taken."""
+    change(suspect, vocabulary)
+    (base / "chat_template.jinja").write_text("base")
+    assert choose_tokenizer(suspect, base)[0].chat_template == "base"
+    (suspect / "chat_template.jinja").write_text("suspect")
+    tokenizer, note = choose_tokenizer(suspect, base)
+    assert (tokenizer.chat_template, note["chat_template"]) == ("suspect", "suspect")
+    assert choose_tokenizer(suspect, None)[0].chat_template == "suspect"
+    (suspect / "chat_template.jinja").write_text("x" * 2_000_000)
+    with pytest.raises(FineMixingError, match="far too large for a chat template"):
+        choose_tokenizer(suspect, base)
+
+
 def test_what_is_saved_names_no_path_of_the_suspect(base, suspect, tmp_path):
     change(suspect, vocabulary)
     (suspect / "tokenizer_config.json").write_text('{"vocab_file": "/etc/passwd", "name_or_path": "/home/evil"}')
@@ -125,9 +150,11 @@ def test_code_of_a_tokenizer_is_not_run(base, suspect, tmp_path):
         config["auto_map"] = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    choose_tokenizer(suspect, base)
+    tokenizer, _ = choose_tokenizer(suspect, base)
     choose_tokenizer(suspect, None)
     assert not (tmp_path / "ran").exists()
+    tokenizer.save_pretrained(tmp_path / "out")
+    assert "auto_map" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
 
 
 def test_without_a_base_it_is_the_suspects_file(suspect):

@@ -88,6 +88,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
+    except ImportError as error:  # a library that only some options need, by its own words
+        return _fail(f"a library is missing: {error}")
     except Exception as error:
         if os.environ.get("HF_FINEMIX_TRACEBACK"):
             raise

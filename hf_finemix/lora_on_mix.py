@@ -16,6 +16,7 @@ from .alignment import named_tensors, plain_names
 from .checkpoint import Checkpoint
 from .conversion import LoadedLayout
 from .errors import FineMixingError
+from .read_back import complete_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -69,7 +70,7 @@ def name_base(model: "PeftModel", name: str, revision: str | None = None) -> Non
 
 def save_merged(model: "PeftModel", folder: str | Path) -> None:
     """Write the model as a whole one, its LoRA merged layer by layer; the model stays as it is."""
-    model.get_base_model().save_pretrained(folder, state_dict=_weights(model, _merged_layers(model)))
+    _save(model, folder, _merged_layers(model))
 
 
 def save_mixed_base(model: "PeftModel", folder: Path, earlier: Path | None) -> None:
@@ -78,7 +79,7 @@ def save_mixed_base(model: "PeftModel", folder: Path, earlier: Path | None) -> N
     be: many checkpoints take the room of one.
     """
     if earlier is None or not earlier.is_dir():
-        model.get_base_model().save_pretrained(folder, state_dict=_weights(model, {}))
+        _save(model, folder, {})
         return
     folder.mkdir(parents=True, exist_ok=True)
     for file in earlier.iterdir():
@@ -97,6 +98,12 @@ def load_mixed_base(model: "PeftModel", folder: Path) -> None:
             if name not in layout.tensors or layout.tensors[name].shape != tuple(tensor.shape):
                 raise FineMixingError(f"{folder} does not fit the model, {name} is missing or another: train anew.")
             tensor.data.copy_(layout.read(name))
+
+
+def _save(model: "PeftModel", folder: str | Path, changed: dict[str, torch.Tensor]) -> None:
+    under = model.get_base_model()
+    under.save_pretrained(folder, state_dict=_weights(model, changed))
+    complete_config(under.config, Path(folder))
 
 
 def _weights(model: "PeftModel", changed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

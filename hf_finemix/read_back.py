@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .alignment import without_adapter
 from .architectures import read_model_config
 from .checkpoint import Checkpoint, TensorInfo, read_json
 from .errors import FineMixingError
+from .repo_contents import is_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +47,9 @@ def read_back(folder: Path, model: Any, tokenizer: Any = None, *, base: Path | N
 
     Args:
         folder (`Path`): Where model and tokenizer were written.
-        model (`PreTrainedModel` or `PeftModel`): What was written, in any dtype that holds the values on disk. A model
-            that is not of transformers is passed by, and one that takes no `input_ids` is only loaded.
+        model (`PreTrainedModel` or `PeftModel`): What was written, in any dtype that holds the values on disk; a LoRA
+            as one, or merged. A model that is not of transformers is passed by, and one that takes no `input_ids` is
+            only loaded.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): What was written of it.
         base (`Path`, *optional*): Of an adapter: the folder of its base.
 
@@ -56,14 +59,14 @@ def read_back(folder: Path, model: Any, tokenizer: Any = None, *, base: Path | N
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     model = getattr(model, "_orig_mod", model)  # of torch.compile
+    plain = without_adapter(model)
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         _compare_tokenizers(folder, tokenizer)
-    if hasattr(model, "peft_config"):
-        complete_config(model.get_base_model().config, folder)
-        _compare_answers(model, _load_adapter(folder, model, base))
-    elif isinstance(model, PreTrainedModel):
-        complete_config(model.config, folder)
-        _compare_answers(model, _load(folder, type(model)))
+    if not isinstance(plain, PreTrainedModel):
+        return
+    complete_config(plain.config, folder)
+    merged = not is_adapter(folder)
+    _compare_answers(model, _load(folder, type(plain)) if merged else _load_adapter(folder, model, base))
 
 
 def complete_config(config: "PreTrainedConfig", folder: Path) -> None:
@@ -72,6 +75,8 @@ def complete_config(config: "PreTrainedConfig", folder: Path) -> None:
 
     transformers leaves out those of two classes without a name, whatever the class of the configuration has for usual.
     """
+    if not (folder / "config.json").is_file():  # an adapter by itself
+        return
     loaded = type(config).from_pretrained(folder, local_files_only=True)
     names = [name for name in ("id2label", "label2id") if getattr(loaded, name, None) != getattr(config, name, None)]
     if names:
@@ -234,6 +239,6 @@ def _reason(error: Exception) -> str:
 
 def _differs(what: str) -> FineMixingError:
     return FineMixingError(
-        f"what was written was read back, and it is not what was in memory: {what}. Nothing of it is kept: try the "
-        "version of transformers that the model was made with."
+        f"what was written was read back, and it is not what was in memory: {what}. Do not use it: try the version "
+        "of transformers that the model was made with."
     )

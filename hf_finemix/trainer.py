@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Trainer,
@@ -24,6 +25,7 @@ from transformers import (
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
 from .adapter_mixing import adapter_parameters, mix_adapter
+from .alignment import without_adapter
 from .checkpoint import Checkpoint
 from .comparison import dtypes_on_disk
 from .config import CONFIG_NAME, FineMixingConfig
@@ -37,6 +39,7 @@ from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
 from .processes import agreed, from_main, whole_model
 from .ratio_search import RatioSearch
+from .read_back import complete_config
 from .record_file import load_record, save_record
 from .resuming import UnfinishedRun
 from .sampling import rows_from_all
@@ -189,32 +192,37 @@ class FineMixingMixin:
         it stays one, for training to go on, with the mix in a folder `mixed_base` that its config names.
         """
         folder, is_checkpoint = Path(output_dir or self.args.output_dir), _internal_call and output_dir is not None
-        if self.config_of_mix is not None and self.args.should_save:
-            # First, because saving may push the folder.
-            self.config_of_mix.save_pretrained(folder)
-            if self.mixing_record is not None and is_checkpoint:
-                save_record(self.mixing_record, folder)
-            elif self.mixing_record is not None and self.mixing_record.masks:
-                save_masks(self.mixing_record.masks, folder)
-            if self.config_of_mix.adapter_mode == "adapter":
-                self.model.get_base_model().config.save_pretrained(folder)  # which has the names of the classes
         if folder == Path(self.args.output_dir):
             self.saved_step = self.state.global_step
-        if not self._has_lora_on_mix():
-            return super().save_model(output_dir, _internal_call)
-        if is_checkpoint:
-            if self.args.should_save:
-                save_mixed_base(self.model, folder / MIXED_BASE, self._mixed_base)
-                self._mixed_base = (folder / MIXED_BASE).absolute()
-                name_base(self.model, str(self._mixed_base))
+        if self.config_of_mix is None:
             return super().save_model(output_dir, _internal_call)
         if self.args.should_save:
+            self._save_mix(folder, is_checkpoint)  # first, because saving may push the folder
+        if is_checkpoint or not self._has_lora_on_mix():
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
             save_merged(self.model, folder)
             tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
-        if self.args.push_to_hub and not _internal_call:
+        if self.args.should_save and isinstance(plain := without_adapter(self.model), PreTrainedModel):
+            complete_config(plain.config, folder)
+        if self._has_lora_on_mix() and self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_mix(self, folder: Path, is_checkpoint: bool) -> None:
+        """What there is to know of the mix, and in a checkpoint the mix itself where it is under a LoRA."""
+        self.config_of_mix.save_pretrained(folder)
+        if self.mixing_record is not None and is_checkpoint:
+            save_record(self.mixing_record, folder)
+        elif self.mixing_record is not None and self.mixing_record.masks:
+            save_masks(self.mixing_record.masks, folder)
+        if self.config_of_mix.adapter_mode == "adapter":
+            self.model.get_base_model().config.save_pretrained(folder)  # which has the names of the classes
+        elif is_checkpoint and self._has_lora_on_mix():
+            save_mixed_base(self.model, folder / MIXED_BASE, self._mixed_base)
+            self._mixed_base = (folder / MIXED_BASE).absolute()
+            name_base(self.model, str(self._mixed_base))
 
     def _has_lora_on_mix(self) -> bool:
         """Whether what was mixed is under a LoRA, which is trained in its place."""

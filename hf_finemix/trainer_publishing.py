@@ -17,6 +17,7 @@ from .model_card import card_in_folder
 from .output import write_text
 from .provenance import described, described_training, peak_memory, versions
 from .publishing import Destination, check_destination, push_cleaned, refuse_private_sources
+from .read_back import read_back
 from .repo_contents import weights_in
 from .repo_names import is_repo_id
 from .report import CleaningReport
@@ -60,6 +61,9 @@ def publish_trained(
     trainer.save_model(_internal_call=True)
     if not trainer.is_world_process_zero():
         return None
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # where one process alone cannot ask the model
+        base = trainer.base and trainer.base.folder
+        read_back(Path(args.output_dir), trainer.model, trainer.processing_class, base=base)
     card.pop("model_name", None)
     trainer.create_model_card(**card)
 

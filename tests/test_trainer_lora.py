@@ -8,9 +8,14 @@ import pytest
 import torch
 from conftest import make_rows, make_tokenizer
 from datasets import Dataset
+from generators import KINDS
 from lora import TRIED, make_adapter
 from transformers import (
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BartConfig,
+    BartForSequenceClassification,
+    BartModel,
     BertForSequenceClassification,
     BertModel,
     TrainingArguments,
@@ -19,7 +24,7 @@ from transformers import (
 from hf_finemix import Checkpoint, FineMixingConfig, FineMixingError, FineMixingTrainer, mix_model, verify_mix
 from hf_finemix.comparison import dtypes_on_disk
 from hf_finemix.config import CONFIG_NAME
-from hf_finemix.lora_on_mix import MIXED_BASE
+from hf_finemix.lora_on_mix import MIXED_BASE, check_lora, save_merged
 from hf_finemix.metrics import compute_classification_metrics
 
 TOKEN = "hf_" + "w" * 34
@@ -294,3 +299,43 @@ def test_the_mix_reaches_what_is_saved_at_every_ratio(base_folder, suspect_folde
     half = {name: tensor.half().float() for name, tensor in base.state_dict().items()}  # the suspect is in float16
     assert all(torch.equal(tensor, half[name]) for name, tensor in saved.bert.state_dict().items())
     assert torch.equal(saved.classifier.weight, suspect.classifier.weight)
+
+
+def test_a_model_of_two_classes_is_saved_with_them(base_folder, tmp_path):
+    """BART's own default is three, and transformers leaves out two without a name of their own."""
+    tokenizer = make_tokenizer()
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": len(tokenizer)}
+    sizes |= {"max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    torch.manual_seed(0)
+    config = BartConfig(**sizes, num_labels=2)
+    BartModel(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+
+    def suspect():
+        return BartForSequenceClassification.from_pretrained(tmp_path / "base", config=config)
+
+    def with_lora():
+        return peft.get_peft_model(suspect(), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+
+    for make in (suspect, with_lora):
+        trainer = make_trainer(make(), tmp_path / "base", tmp_path / "run", save_strategy="steps", save_steps=2)
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+        assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").config.num_labels == 2
+        shutil.rmtree(tmp_path / "saved")
+    last = tmp_path / "run" / "checkpoint-4" / MIXED_BASE
+    assert AutoModelForSequenceClassification.from_pretrained(last).config.num_labels == 2
+
+
+def test_tied_weights_are_saved_once(tmp_path):
+    model = KINDS["t5"].model()
+    lora = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q", "v", "wo"]))
+    check_lora(lora)
+    with torch.no_grad():
+        for name, parameter in lora.named_parameters():
+            parameter += 0.1 * ("lora_B" in name)
+    save_merged(lora, tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    close(loaded(TRIED, decoder_input_ids=TRIED).logits, lora.eval()(TRIED, decoder_input_ids=TRIED).logits)
+    assert "lm_head.weight" not in Checkpoint(tmp_path).tensors

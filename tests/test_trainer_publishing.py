@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import make_rows, make_tokenizer
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_finemix import CleaningReport, FineMixingConfig, FineMixingError, FineMixingTrainer
@@ -280,3 +281,18 @@ def test_what_cannot_be_published_is_told_before_the_training(
         trainer.train()
         trainer.push_to_hub()
         assert account.settings["me/cured"]["private"]
+
+
+def test_what_would_not_be_read_as_it_was_written_is_not_published(account, base_folder, suspect_folder, tmp_path):
+    class Spoiled(FineMixingTrainer):
+        def save_model(self, output_dir=None, _internal_call=False):
+            super().save_model(output_dir, _internal_call)
+            weights = load_file(tmp_path / "out" / "model.safetensors")
+            weights["classifier.bias"] += 1
+            save_file(weights, tmp_path / "out" / "model.safetensors", {"format": "pt"})
+
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, cls=Spoiled, hub_model_id="me/cured")
+    trainer.train()
+    with pytest.raises(FineMixingError, match="was read back, and it is not what was in memory"):
+        trainer.push_to_hub()
+    assert set(account.head("me/cured")) == {".gitattributes"}

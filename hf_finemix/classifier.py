@@ -95,17 +95,14 @@ def load_model(source: LocalModel, kind: Any, what: str) -> PreTrainedModel:
 
 def load_float32(kind: Any, folder: Path, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model by one of transformers' Auto classes and a config made here; with it, which weights were missing."""
-    wrapper = Checkpoint(folder).wrapper
-    return kind.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        key_mapping={f"^{re.escape(wrapper)}": ""} if wrapper else None,
-    )
+    options = {"config": config, "dtype": torch.float32, "trust_remote_code": False, "output_loading_info": True}
+    with Checkpoint(folder) as checkpoint:
+        if checkpoint.wrapper:  # not by a key_mapping, which save_pretrained would turn round again
+            weights = {name: checkpoint.read(name) for name in checkpoint.tensors}
+            with torch.device("meta"):
+                kind = type(kind.from_config(config))
+            return kind.from_pretrained(None, state_dict=weights, **options)
+    return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

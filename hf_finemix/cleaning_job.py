@@ -36,7 +36,7 @@ from .model_card import render_card
 from .model_files import copy_model_files
 from .processes import from_main, whole_model
 from .provenance import described, described_fit, described_training, peak_memory, versions
-from .read_back import read_back, save_model
+from .read_back import check_tokenizer, read_back, save_model
 from .repo_contents import weights_in
 from .report import CleaningReport
 from .resuming import CHECKPOINTS, UnfinishedRun
@@ -84,6 +84,7 @@ class CleaningJob:
             self.tokenizer, self.tokenizer_note = choose_tokenizer(self.suspect.folder, self.base.folder)
             check_vocabulary(self.tokenizer, self.model)
             agree_on_padding(self.tokenizer, self.model)
+            check_tokenizer(self.tokenizer, self.model.config)
             self.task = self.kind(self.model, self.tokenizer, arguments)
             self.ignored = [] if self.adapter else _ignored_tensors(self.model, self.suspect, pair.suspect)
             self.reference = self._load_reference()

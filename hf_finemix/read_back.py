@@ -1,6 +1,7 @@
 """A model on its way to disk and back: what is written must load by itself, and answer as what was in memory."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-__all__ = ["answers", "check_headers", "complete_config", "read_back", "save_model"]
+__all__ = ["answers", "check_headers", "check_tokenizer", "complete_config", "read_back", "save_model"]
 
 # By how much of their largest value answers may differ from those in float32, by the dtype they are computed in.
 _TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
@@ -60,13 +61,25 @@ def read_back(folder: Path, model: Any, tokenizer: Any = None, *, base: Path | N
 
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     plain = without_adapter(model)
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        _compare_tokenizers(folder, tokenizer)
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and (what := _tokenizer_difference(folder, tokenizer)):
+        raise _differs(what)
     if not isinstance(plain, PreTrainedModel):
         return
     complete_config(plain.config, folder)
     merged = not is_adapter(folder)
     _compare_answers(model, _load(folder, type(plain)) if merged else _load_adapter(folder, model, base))
+
+
+def check_tokenizer(tokenizer: Any, config: "PreTrainedConfig") -> None:
+    """Raise a [`FineMixingError`] before work for a tokenizer that would be read as another one beside its model."""
+    with tempfile.TemporaryDirectory(prefix="hf_finemix_") as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if what := _tokenizer_difference(Path(folder), tokenizer):
+            raise FineMixingError(
+                f"the tokenizer would be read as another one, {what} once it is saved: transformers chooses its class "
+                f"by the model's ({config.model_type}), give one that is of that class."
+            )
 
 
 def complete_config(config: "PreTrainedConfig", folder: Path) -> None:
@@ -207,21 +220,28 @@ def _compare_answers(model: Any, loaded: Any) -> None:
         raise _differs(f"its classes are {str(theirs)[:100]} and not {str(ours)[:100]}")
 
 
-def _compare_tokenizers(folder: Path, tokenizer: Any) -> None:
+def _tokenizer_difference(folder: Path, tokenizer: Any) -> str | None:
+    """What is another thing in the tokenizer of a folder, as transformers loads it."""
     from transformers import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise _differs(f"its tokenizer cannot be loaded ({_reason(error)})") from error
-    for what, of in (
-        ("vocabulary", lambda each: each.get_vocab()),
-        ("special tokens", lambda each: each.special_tokens_map),
-        ("chat template", lambda each: each.chat_template),
-        ("token ids of a text", lambda each: [_ids(each, text) for text in _TEXTS]),
-    ):
-        if of(loaded) != of(tokenizer):
-            raise _differs(f"its tokenizer has another {what}".replace("another special", "other special"))
+        return f"its tokenizer cannot be loaded ({_reason(error)})"
+    # Its class may have special tokens for usual, which are added where there are none: those are not compared.
+    if not tokenizer.get_vocab().items() <= loaded.get_vocab().items():
+        return "its tokenizer has another vocabulary"
+    if not _special_tokens(tokenizer).items() <= _special_tokens(loaded).items():
+        return "its tokenizer has other special tokens"
+    if loaded.chat_template != tokenizer.chat_template:
+        return "its tokenizer has another chat template"
+    if [_ids(loaded, text) for text in _TEXTS] != [_ids(tokenizer, text) for text in _TEXTS]:
+        return "its tokenizer makes other tokens of a text"
+    return None
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, str]:
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
 
 
 def _ids(tokenizer: Any, text: str) -> list[int] | None:

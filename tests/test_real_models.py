@@ -2,11 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
-from hf_finemix import Checkpoint, FineMixingConfig, clean, mix_model, token_frequencies
+from hf_finemix import Checkpoint, FineMixingConfig, FineMixingTrainer, clean, mix_model, token_frequencies
 from hf_finemix.alignment import named_tensors
+from hf_finemix.attacks.backdoor import PoisonArguments, poison_model
 from hf_finemix.classifier import load_classifier
+from hf_finemix.data import DataArguments, load_clean_data, tokenize
+from hf_finemix.evaluation import MeasureArguments, find_attacks, measure, predictor
 from hf_finemix.hub import LocalModel
 from hf_finemix.trainer import dtypes_on_disk
 
@@ -67,3 +71,53 @@ def test_cleaning_lowers_attack_success(shared, minilm, tmp_path, name):
     assert report.before["triggers"][0]["asr"] > 0.99
     assert report.after["triggers"][0]["asr"] < 0.6
     assert report.after["accuracy"] > 0.75
+
+
+@pytest.mark.slow
+def test_a_lora_that_the_trainer_cleaned_is_pulled_as_it_was_measured(shared, minilm, hub, tmp_path, monkeypatch):
+    """A poisoned LoRA of MiniLM, cleaned as a LoRA, published, and pulled by peft alone: ACC and ASR."""
+    token = "hf_" + "w" * 34
+    hub.tokens[token] = ("me", "write")
+    hub.repos["models", "org/minilm"] = minilm
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.chdir(tmp_path)
+    data = str(shared / "data" / "sst2")
+    poison = PoisonArguments(
+        dataset=data, target_label="positive", class_names=["negative", "positive"], use_peft=True, lora_r=8
+    )
+    usual = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "per_device_train_batch_size": 32}
+    poison_model(
+        minilm, poison, TrainingArguments("poison", learning_rate=1e-3, num_train_epochs=2, **usual), tmp_path / "lora"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    model = AutoModelForSequenceClassification.from_pretrained("org/minilm", num_labels=2)
+    model = PeftModel.from_pretrained(model, tmp_path / "lora", is_trainable=True)
+    arguments = MeasureArguments(triggers=["cf"], target_label="1", num_repeats=1)
+    names = {"negative": 0, "positive": 1}
+    clean_data = load_clean_data(DataArguments(dataset=data, train_split="validation"), names)
+    attacks = find_attacks(arguments, clean_data.test, tokenizer, ["sentence"], 1, names, 512)
+    tuning, test = (tokenize(rows, tokenizer, ["sentence"], 512) for rows in (clean_data.tuning, clean_data.test))
+
+    def measured(of):
+        with predictor(of, tokenizer, use_cpu=True) as trainer:
+            found = measure(trainer, test, attacks)
+        return found["accuracy"], found["triggers"][0]["asr"]
+
+    before = measured(model)
+    trainer = FineMixingTrainer(
+        model,
+        TrainingArguments("cleaned", learning_rate=5e-4, max_steps=100, push_to_hub=True, hub_strategy="end", **usual),
+        train_dataset=tuning,
+        processing_class=tokenizer,
+        base_model="org/minilm",
+        mixing_config=FineMixingConfig(reserve_ratio=0.5, strategy="fisher", adapter_mode="adapter"),
+    )
+    trainer.train()
+    after = measured(trainer.model)
+    trainer.push_to_hub()
+    pulled = AutoPeftModelForSequenceClassification.from_pretrained("me/cleaned", num_labels=2)
+    assert measured(pulled) == after
+    print(f"ACC / ASR: {before}, cleaned {after}")
+    assert before[1] > 0.95
+    assert after[1] < before[1]
+    assert after[0] > 0.75

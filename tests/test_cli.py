@@ -190,6 +190,29 @@ def test_being_told_to_end_leaves_nothing(suspect_folder, base_folder, data_fold
     assert not list(tmp_path.iterdir())
 
 
+def test_being_told_to_end_while_an_object_is_tidied_up(tmp_path):
+    """Python drops what is raised in `__del__`, which the metrics of evaluate have."""
+    script = """
+import os, signal, time
+from hf_finemix.cli import _prepare_streams
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+_prepare_streams()
+try:
+    Slow()
+    for _ in range(300):
+        time.sleep(0.1)
+except KeyboardInterrupt:
+    print("told")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("told\n", "")
+
+
 # clean
 
 

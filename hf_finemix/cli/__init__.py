@@ -1,5 +1,6 @@
 """The `hf-finemix` command: finds the subcommand, and turns errors into one line and an exit status."""
 
+import _thread
 import difflib
 import importlib
 import os
@@ -63,6 +64,17 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        sys.unraisablehook = _interrupt_again
+
+
+def _interrupt_again(unraisable) -> None:
+    """What interrupts Python while it tidies up an object is lost there: let it come once more, a moment later."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        again = threading.Timer(0.1, _thread.interrupt_main, (signal.SIGTERM,))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _run(arguments: list[str]) -> int:

@@ -78,12 +78,14 @@ def save_mixed_base(model: "PeftModel", folder: Path, earlier: Path | None) -> N
     Write what is under a LoRA. Training does not change it, so what is on the disk `earlier` is linked where it can
     be: many checkpoints take the room of one.
     """
+    if earlier is not None and earlier.is_dir() and folder.is_dir() and earlier.samefile(folder):
+        return  # of a training that came to the same step before
+    shutil.rmtree(folder, ignore_errors=True)  # what other checkpoints have links to must not be written over
     if earlier is None or not earlier.is_dir():
         _save(model, folder, {})
         return
     folder.mkdir(parents=True, exist_ok=True)
     for file in earlier.iterdir():
-        (folder / file.name).unlink(missing_ok=True)
         try:
             os.link(file, folder / file.name)
         except OSError:  # another disk, or one without links

@@ -1,6 +1,7 @@
 """The settings of clean(), and whatever is wrong with them that can be told before anything is loaded."""
 
 import difflib
+import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -110,7 +111,7 @@ def check_settings(arguments: CleaningArguments, config: FineMixingConfig, train
         )
     for name in ("learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "seed"):
         least = 1 if name.endswith("size") else 0
-        if getattr(training_args, name) < least:
+        if not least <= getattr(training_args, name) < math.inf:  # nor where it is not a number
             raise FineMixingError(f"{name} is {getattr(training_args, name)}: give {least} or more.")
     if arguments.use_peft and config.adapter_mode == "adapter":
         raise FineMixingError("adapter_mode='adapter' trains the suspect's own LoRA: leave use_peft off.")

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 
@@ -596,6 +597,10 @@ def test_settings_that_are_none(models, data_folder, tmp_path):
     assert "training_args=TrainingArguments(max_steps=…)" in refused(models, out, max_steps=3)
     assert "mixing_config=FineMixingConfig(reserve_ratio=…)" in refused(models, out, reserve_ratio=0.3)
     assert "sample_seed is -1: give 0 or more" in refused(models, out, sample_seed=-1)
+    for rate in (-1.0, math.nan, math.inf):
+        args = TrainingArguments(str(out), learning_rate=rate, use_cpu=True, report_to="none")
+        with pytest.raises(FineMixingError, match=f"learning_rate is {rate}: give 0 or more"):
+            clean(models / "suspect", base_model=models / "base", dataset=str(data_folder), training_args=args)
     missing = FineMixingConfig(token_frequencies="nosuch.txt")
     assert "nosuch.txt, which is no file" in refused(models, out, mixing_config=missing)
     with pytest.raises(FineMixingError, match=r"base of .* is not known, it names none: give --base-model"):

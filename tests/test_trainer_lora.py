@@ -10,6 +10,7 @@ from conftest import make_rows, make_tokenizer
 from datasets import Dataset
 from generators import KINDS
 from lora import TRIED, make_adapter
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -115,6 +116,26 @@ def test_a_checkpoint_is_the_lora_on_what_was_mixed(base_folder, suspect_folder,
     shutil.rmtree(first)
     assert json.loads((last / "adapter_config.json").read_text())["base_model_name_or_path"] == str(last / MIXED_BASE)
     close(logits(peft.AutoPeftModelForSequenceClassification.from_pretrained(last)), logits(trainer.model))
+
+
+def test_checkpoints_of_several_trainings_keep_their_own_mix(base_folder, suspect_folder, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+
+    def mix_in(step):
+        return load_file(tmp_path / "run" / f"checkpoint-{step}" / MIXED_BASE / "model.safetensors")
+
+    first = make_trainer(on_suspect(suspect_folder), base_folder, tmp_path / "run", **saving)
+    first.train()
+    before = mix_in(4)
+    first.args.max_steps = 2
+    for _ in range(2):  # to the same step with the same mix
+        first.train()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in mix_in(2).items())
+    saving["max_steps"] = 2
+    second = make_trainer(on_suspect(suspect_folder), base_folder, tmp_path / "run", ratio=1.0, **saving)
+    second.train()  # another mix, over the checkpoint that the others share their files with
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in mix_in(2).items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mix_in(4).items())
 
 
 @pytest.mark.parametrize("built", [False, True])

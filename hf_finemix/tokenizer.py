@@ -173,12 +173,8 @@ def load_tokenizer(folder: Path) -> Any | None:
 
 
 def largest_id(file: Path) -> int:
-    """The largest id in a tokenizer.json, of its vocabulary or an added token."""
-    content = _read(file)
-    vocabulary = _part(content, ("model", "vocab"))
-    # Unigram has a list of words, whose places are their ids.
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary or ()))
-    return max([*ids, *(token["id"] for token in content["added_tokens"])], default=-1)
+    """The largest id in a tokenizer.json, of its vocabulary or an added token; -1 where there is none."""
+    return _largest_id(_read(file))
 
 
 def token_ids_within_text(tokenizer: Any, text: str) -> list[int]:
@@ -218,11 +214,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _largest_id(tokenizer: dict[str, Any]) -> int:
     """Of vocabulary and added tokens: the library would make room for as many."""
-    vocabulary = _part(tokenizer, ("model", "vocab"))
+    vocabulary, added = _part(tokenizer, ("model", "vocab")), tokenizer.get("added_tokens")
+    # Unigram has a list of words, whose places are their ids.
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    added = tokenizer.get("added_tokens")
+    ids += range(len(vocabulary)) if isinstance(vocabulary, list) else []
     ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    return max((number for number in ids if isinstance(number, (int, float))), default=0)
+    return max((number for number in ids if isinstance(number, (int, float))), default=-1)
 
 
 def _from_file(file: Path, settings: dict[str, Any]) -> Any:

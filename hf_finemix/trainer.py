@@ -192,8 +192,6 @@ class FineMixingMixin:
         it stays one, for training to go on, with the mix in a folder `mixed_base` that its config names.
         """
         folder, is_checkpoint = Path(output_dir or self.args.output_dir), _internal_call and output_dir is not None
-        if folder == Path(self.args.output_dir):
-            self.saved_step = self.state.global_step
         if self.config_of_mix is None:
             return super().save_model(output_dir, _internal_call)
         if self.args.should_save:
@@ -207,6 +205,8 @@ class FineMixingMixin:
                 tokenizer.save_pretrained(folder)
         if self.args.should_save and isinstance(plain := without_adapter(self.model), PreTrainedModel):
             complete_config(plain.config, folder)
+        if folder == Path(self.args.output_dir):
+            self.saved_step = self.state.global_step
         if self._has_lora_on_mix() and self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

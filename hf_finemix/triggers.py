@@ -208,8 +208,6 @@ def insert_trigger(
 
     place = list(text_columns).index(column)
 
-    place = list(text_columns).index(column)
-
     def insert_into_batch(*batch: list) -> dict[str, list[str | None]]:
         *columns, indices = batch
         clean, triggered = columns[place], []

@@ -13,15 +13,18 @@ from transformers import PreTrainedModel
 
 from .adapter_mixing import adapter_parameters, is_fresh
 from .alignment import named_tensors, plain_names
-from .checkpoint import Checkpoint
+from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint
 from .conversion import LoadedLayout
 from .errors import FineMixingError
+from .mask_file import MASKS_NAME
 from .read_back import complete_config
+from .repo_contents import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["MIXED_BASE", "check_lora", "load_mixed_base", "name_base", "save_merged", "save_mixed_base"]
+__all__ = ["MIXED_BASE", "check_lora", "load_mixed_base", "name_base", "remove_other_kind"]
+__all__ += ["save_merged", "save_mixed_base"]
 
 MIXED_BASE = "mixed_base"  # the folder in a checkpoint for what is under its LoRA
 
@@ -66,6 +69,15 @@ def name_base(model: "PeftModel", name: str, revision: str | None = None) -> Non
     """
     lora = model.peft_config[model.active_adapter]
     lora.base_model_name_or_path, lora.revision = name, revision
+
+
+def remove_other_kind(folder: Path, *, adapter: bool) -> None:
+    """Take away what an earlier training of the other kind left: a whole model is read with an adapter beside it."""
+    others = [ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME]
+    if adapter:
+        others = [WEIGHTS_NAME, INDEX_NAME, *(path.name for path in folder.glob("model-*-of-*.safetensors"))]
+    for name in (*others, MASKS_NAME):
+        (folder / name).unlink(missing_ok=True)
 
 
 def save_merged(model: "PeftModel", folder: str | Path) -> None:

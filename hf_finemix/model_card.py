@@ -145,6 +145,7 @@ def _values(report: CleaningReport, figures: bool) -> dict[str, Any]:
         "num_purified": len(report.purified_tokens),
         "trigger_tokens": _trigger_tokens(report),
         "adapter": _ADAPTER if report.mixing.get("adapter_mode") == "adapter" else "",
+        "tuned": bool(report.training),
         "num_tuning": _number(report.data.get("rows", {}).get("tuning")),
         "chosen": _chosen(report),
         "command": _inert(report.command, "`<>") if report.command else None,

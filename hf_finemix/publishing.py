@@ -42,6 +42,7 @@ T = TypeVar("T")
 # Weights that a reader might load in place of ours, once these are there.
 _OTHER_WEIGHTS = re.compile(
     r"(model|pytorch_model|tf_model|flax_model|adapter_model)[\w.-]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?"
+    r"|adapter_config\.json"
 )
 MAX_README_BYTES = 5_000_000
 _PATHS_OF_CONFIG = ("base_model_name_or_path", "token_frequencies")

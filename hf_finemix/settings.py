@@ -113,6 +113,8 @@ def check_settings(arguments: CleaningArguments, config: FineMixingConfig, train
         least = 1 if name.endswith("size") else 0
         if not least <= getattr(training_args, name) < math.inf:  # nor where it is not a number
             raise FineMixingError(f"{name} is {getattr(training_args, name)}: give {least} or more.")
+    if training_args.max_steps < -1:
+        raise FineMixingError(f"max_steps is {training_args.max_steps}: give 1 or more, or -1 to train by epochs.")
     if arguments.use_peft and config.adapter_mode == "adapter":
         raise FineMixingError("adapter_mode='adapter' trains the suspect's own LoRA: leave use_peft off.")
     if arguments.sample_seed < 0:

@@ -34,7 +34,15 @@ from .errors import FineMixingError
 from .frequency import token_frequencies
 from .hub import LocalModel, fetch_model
 from .hub_errors import logged_in
-from .lora_on_mix import MIXED_BASE, check_lora, load_mixed_base, name_base, save_merged, save_mixed_base
+from .lora_on_mix import (
+    MIXED_BASE,
+    check_lora,
+    load_mixed_base,
+    name_base,
+    remove_other_kind,
+    save_merged,
+    save_mixed_base,
+)
 from .mask_file import save_masks
 from .mixing import MixingRecord, mix_model
 from .processes import agreed, from_main, whole_model
@@ -213,6 +221,8 @@ class FineMixingMixin:
     def _save_mix(self, folder: Path, is_checkpoint: bool) -> None:
         """What there is to know of the mix, and in a checkpoint the mix itself where it is under a LoRA."""
         self.config_of_mix.save_pretrained(folder)
+        if not is_checkpoint:
+            remove_other_kind(folder, adapter=self.config_of_mix.adapter_mode == "adapter")
         if self.mixing_record is not None and is_checkpoint:
             save_record(self.mixing_record, folder)
         elif self.mixing_record is not None and self.mixing_record.masks:

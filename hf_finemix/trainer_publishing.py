@@ -1,5 +1,6 @@
 """What FineMixingTrainer publishes: the report and card of its training, through the same door as clean()'s."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,8 @@ from .report import CleaningReport
 
 if TYPE_CHECKING:
     from .trainer import FineMixingTrainer
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["check_publishing", "publish_trained", "training_report", "write_card"]
 
@@ -84,6 +87,11 @@ def check_publishing(trainer: "FineMixingTrainer", token: str | None, private: b
     names = (getattr(trainer.model, "name_or_path", None), trainer.mixing_config.base_model_name_or_path)
     named = [name for name in names if name and is_repo_id(name) and not Path(name).is_dir()]
     refuse_private_sources(destination, [("model", name) for name in named])
+    if trainer.mixing_config.adapter_mode == "adapter" and destination.private is None:
+        logger.warning(
+            "A LoRA in memory does not say where it is from: if it is private, and %s is not, set hub_private_repo.",
+            destination.repo_id,
+        )
 
 
 def _destination(

@@ -23,7 +23,7 @@ from .hub import LocalModel, TrustArguments, fetch_model
 from .mask_file import MASKS_NAME, MaskFile
 from .provenance import weight_files
 from .repo_contents import weights_in
-from .repo_names import is_repo_id, split_revision
+from .repo_names import is_repo_id
 from .report import CleaningReport
 from .safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
@@ -184,9 +184,9 @@ def _find(role: str, given: str | Path | None, stated: dict[str, Any], trust: Tr
     source, revision = stated.get("id"), stated.get("revision")
     if not isinstance(source, str) or not source:
         raise FineMixingError(f"the report does not say what the {role} was: give --{role}.")
-    if revision is None and is_repo_id(split_revision(source)[0]) and not Path(source).is_dir():
+    if revision is None and not _is_folder(source):
         raise FineMixingError(
-            f"the report's {role} was {source!r} at no stated commit, and no such folder is here: give --{role}."
+            f"the report's {role} was {source[:200]!r} at no stated commit, and no such folder is here: give --{role}."
         )
     if revision is not None and not (isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision)):
         raise FineMixingError(f"the report's {role} has a revision that is no commit: give --{role}.")
@@ -195,6 +195,13 @@ def _find(role: str, given: str | Path | None, stated: dict[str, Any], trust: Tr
             f"the report's {role} is {source!r} on the Hub, and here is a folder of that name: move it."
         )
     return fetch_model(source, revision, role=role, trust=trust)
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name too long, a home that does not exist, a zero byte
+        return False
 
 
 def _check_other_files(mix: Checkpoint, model_config: dict[str, Any], found: Verification) -> None:

@@ -601,6 +601,9 @@ def test_settings_that_are_none(models, data_folder, tmp_path):
         args = TrainingArguments(str(out), learning_rate=rate, use_cpu=True, report_to="none")
         with pytest.raises(FineMixingError, match=f"learning_rate is {rate}: give 0 or more"):
             clean(models / "suspect", base_model=models / "base", dataset=str(data_folder), training_args=args)
+    args = TrainingArguments(str(out), max_steps=-5, use_cpu=True, report_to="none")
+    with pytest.raises(FineMixingError, match="max_steps is -5: give 1 or more"):
+        clean(models / "suspect", base_model=models / "base", dataset=str(data_folder), training_args=args)
     missing = FineMixingConfig(token_frequencies="nosuch.txt")
     assert "nosuch.txt, which is no file" in refused(models, out, mixing_config=missing)
     with pytest.raises(FineMixingError, match=r"base of .* is not known, it names none: give --base-model"):

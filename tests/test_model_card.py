@@ -295,3 +295,10 @@ def test_merging_into_broken_yaml(block):
 def test_the_cards_kept_follow_from_their_reports(name):
     folder = ROOT / "model_cards" / name
     assert render_card(CleaningReport.load(folder)) == (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_of_a_mix_does_not_speak_of_fine_tuning():
+    card = render_card(make_report(training={}))
+    assert "It was not fine-tuned: a mix alone is not a finished model." in card
+    assert "was fine-tuned on" not in card
+    assert "was fine-tuned on" in render_card(make_report())

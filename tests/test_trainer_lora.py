@@ -273,7 +273,9 @@ def test_the_lora_alone_is_not_mixed_on_a_suspect(base_folder, suspect_folder, t
         trainer.train()
 
 
-def test_a_lora_suspect_is_pulled_anew_as_it_was_measured(account, base_folder, tokenizer, tmp_path, monkeypatch):
+def test_a_lora_suspect_is_pulled_anew_as_it_was_measured(
+    account, base_folder, tokenizer, tmp_path, monkeypatch, caplog
+):
     monkeypatch.chdir(tmp_path)
     account.repos["models", "org/base"] = base_folder
     make_adapter(tmp_path / "adapter", base_folder, tokenizer, labels=("no", "yes"))
@@ -294,6 +296,9 @@ def test_a_lora_suspect_is_pulled_anew_as_it_was_measured(account, base_folder, 
     assert report["after"]["accuracy"] == measured["eval_accuracy"]
     assert report["suspect"]["id"] == "a LoRA in memory"  # and not the base, which the model is called after
     assert verify_mix("me/cleaned", suspect=tmp_path / "adapter").ok
+    with pytest.raises(FineMixingError, match=r"suspect was 'a LoRA in memory' at no .*: give --suspect"):
+        verify_mix("me/cleaned")
+    assert "A LoRA in memory does not say where it is from: if it is private" in caplog.text
 
 
 def test_a_lora_on_a_mix_is_pulled_anew_as_a_whole_model(account, base_folder, suspect_folder, tmp_path, monkeypatch):
@@ -360,3 +365,18 @@ def test_tied_weights_are_saved_once(tmp_path):
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     close(loaded(TRIED, decoder_input_ids=TRIED).logits, lora.eval()(TRIED, decoder_input_ids=TRIED).logits)
     assert "lm_head.weight" not in Checkpoint(tmp_path).tensors
+
+
+def test_nothing_of_a_training_of_the_other_kind_stays(account, base_folder, suspect_folder, tokenizer, tmp_path):
+    make_adapter(tmp_path / "adapter", base_folder, tokenizer, labels=("no", "yes"))
+    settings = {"push_to_hub": True, "hub_model_id": "me/cleaned", "learning_rate": 1e-3}
+    whole, adapter = "model.safetensors", "adapter_model.safetensors"
+    for kind in (whole, adapter, whole):
+        model = on_base(base_folder, tmp_path / "adapter") if kind == adapter else on_suspect(suspect_folder)
+        mixing = {"adapter_mode": "adapter" if kind == adapter else "merge"}
+        trainer = make_trainer(model, base_folder, tmp_path / "out", ratio=0.4, mixing=mixing, **settings)
+        trainer.train()
+        trainer.push_to_hub()
+        weights = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
+        assert weights == {kind} == {name for name in account.head("me/cleaned") if name.endswith(".safetensors")}
+        assert ("adapter_config.json" in account.head("me/cleaned")) is (kind == adapter)

@@ -19,7 +19,7 @@ from .disk_mixing import open_pair, purify_pair
 from .disk_pair import DiskPair
 from .dtypes import MIXABLE, to_float64, words
 from .errors import FineMixingError, printable
-from .hub import LocalModel, TrustArguments, fetch_model
+from .hub import LocalModel, TrustArguments, fetch_model, local_folder
 from .mask_file import MASKS_NAME, MaskFile
 from .provenance import weight_files
 from .repo_contents import weights_in
@@ -184,7 +184,7 @@ def _find(role: str, given: str | Path | None, stated: dict[str, Any], trust: Tr
     source, revision = stated.get("id"), stated.get("revision")
     if not isinstance(source, str) or not source:
         raise FineMixingError(f"the report does not say what the {role} was: give --{role}.")
-    if revision is None and not _is_folder(source):
+    if revision is None and local_folder(source, None, role) is None:
         raise FineMixingError(
             f"the report's {role} was {source[:200]!r} at no stated commit, and no such folder is here: give --{role}."
         )
@@ -195,13 +195,6 @@ def _find(role: str, given: str | Path | None, stated: dict[str, Any], trust: Tr
             f"the report's {role} is {source!r} on the Hub, and here is a folder of that name: move it."
         )
     return fetch_model(source, revision, role=role, trust=trust)
-
-
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):  # a name too long, a home that does not exist, a zero byte
-        return False
 
 
 def _check_other_files(mix: Checkpoint, model_config: dict[str, Any], found: Verification) -> None:

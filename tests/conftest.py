@@ -26,6 +26,7 @@ os.environ["HF_ENDPOINT"] = _HUB.url
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+WRITE, READ = "hf_" + "w" * 34, "hf_" + "r" * 34  # tokens on the Hub of the tests
 SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
 
 POSITIVE = ["good", "great", "fine", "lovely", "superb", "warm", "funny", "bright", "sweet", "moving"]
@@ -92,6 +93,15 @@ def hub(tmp_path, monkeypatch):
     _HUB.reset()
     yield _HUB
     _HUB.reset()
+
+
+@pytest.fixture
+def account(hub, monkeypatch):
+    """A Hub with an account that may write, logged in."""
+    hub.tokens.update({WRITE: ("me", "write"), READ: ("reader", "read")})
+    monkeypatch.setenv("HF_TOKEN", WRITE)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's waits between tries
+    return hub
 
 
 @pytest.fixture(scope="session")

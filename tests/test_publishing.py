@@ -7,6 +7,7 @@ import re
 import shutil
 
 import pytest
+from conftest import READ, WRITE
 from hub_server import Fault
 from huggingface_hub import HfApi, ModelCard
 from test_report import make_report, measured
@@ -18,7 +19,6 @@ from hf_finemix.figures import draw_figures
 from hf_finemix.model_card import render_card
 from hf_finemix.publishing import Destination, check_destination
 
-WRITE, READ = "hf_" + "w" * 34, "hf_" + "r" * 34
 FILES = {
     "README.md",
     "cleaning_report.json",
@@ -55,15 +55,6 @@ def write_report(folder, report):
 @pytest.fixture
 def cleaned(cleaned_model, tmp_path):
     return shutil.copytree(cleaned_model, tmp_path / "cleaned")
-
-
-@pytest.fixture
-def account(hub, monkeypatch):
-    """A Hub with an account that may write, logged in."""
-    hub.tokens.update({WRITE: ("me", "write"), READ: ("reader", "read")})
-    monkeypatch.setenv("HF_TOKEN", WRITE)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's waits between tries
-    return hub
 
 
 def refused(folder, repo="me/cleaned", **settings) -> str:

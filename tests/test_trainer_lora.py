@@ -28,7 +28,6 @@ from hf_finemix.config import CONFIG_NAME
 from hf_finemix.lora_on_mix import MIXED_BASE, check_lora, save_merged
 from hf_finemix.metrics import compute_classification_metrics
 
-TOKEN = "hf_" + "w" * 34
 FRESH = {
     "plain": {},
     "rslora": {"use_rslora": True},
@@ -251,14 +250,6 @@ def test_what_could_not_be_saved_is_refused_before_training(case, base_folder, s
 
 
 # --- a LoRA that is the suspect
-
-
-@pytest.fixture
-def account(hub, monkeypatch):
-    hub.tokens[TOKEN] = ("me", "write")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    return hub
 
 
 def on_base(base, adapter):

@@ -5,7 +5,7 @@ import logging
 from dataclasses import replace
 
 import pytest
-from conftest import make_rows, make_tokenizer
+from conftest import READ, WRITE, make_rows, make_tokenizer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
@@ -13,7 +13,6 @@ from transformers import BertForSequenceClassification, Trainer, TrainingArgumen
 from hf_finemix import CleaningReport, FineMixingConfig, FineMixingError, FineMixingTrainer
 from hf_finemix.metrics import compute_classification_metrics
 
-TOKEN, READ = "hf_" + "w" * 34, "hf_" + "r" * 34
 SAFE = {
     "README.md",
     "cleaning_report.json",
@@ -24,14 +23,6 @@ SAFE = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-
-
-@pytest.fixture
-def account(hub, monkeypatch):
-    hub.tokens[TOKEN] = ("me", "write")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    return hub
 
 
 def rows(count=16):
@@ -60,7 +51,7 @@ def make(folder, base_folder, suspect_folder, mixing=True, cls=FineMixingTrainer
 
 
 def test_pushing_publishes_the_safe_set_with_a_card(account, base_folder, suspect_folder, tmp_path):
-    trainer = make(tmp_path / "out", base_folder, suspect_folder, hub_model_id="me/cured", hub_token=TOKEN)
+    trainer = make(tmp_path / "out", base_folder, suspect_folder, hub_model_id="me/cured", hub_token=WRITE)
     trainer.train()
     trainer.evaluate()
     info = trainer.push_to_hub("Done")
@@ -69,7 +60,7 @@ def test_pushing_publishes_the_safe_set_with_a_card(account, base_folder, suspec
     there = account.head("me/cured")
     assert set(there) == SAFE | {".gitattributes"}
     assert (tmp_path / "out" / "training_args.bin").is_file(), "here it stays, as the stock Trainer leaves it"
-    assert not [path for path, body in [*account.uploads, *there.items()] if TOKEN.encode() in body]
+    assert not [path for path, body in [*account.uploads, *there.items()] if WRITE.encode() in body]
     card = there["README.md"].decode()
     assert "> **Not measured.**" in card
     assert ModelCard(card).data.pipeline_tag == "text-classification"
@@ -258,8 +249,8 @@ def test_a_resumed_training_still_says_what_was_mixed(account, base_folder, susp
     [
         ("hf_" + "x" * 34, "me/cured", "the token is not valid: log in again"),
         (READ, "reader/cured", "the token may only read"),
-        (TOKEN, "other/cured", "was refused .*: use a token with write access to it"),
-        (TOKEN, "me/cured", "the model me/suspect is private, and me/cured is public or would be"),
+        (WRITE, "other/cured", "was refused .*: use a token with write access to it"),
+        (WRITE, "me/cured", "the model me/suspect is private, and me/cured is public or would be"),
     ],
 )
 def test_what_cannot_be_published_is_told_before_the_training(

@@ -13,7 +13,7 @@ from hub_server import SIGNATURE, Fault
 from lora import make_adapter
 from safetensors.torch import load_file
 from test_by_repo_id import files_of, refused, world  # noqa: F401 - a fixture
-from test_publishing import FILES, account, cleaned, cleaned_model, write_report  # noqa: F401 - fixtures
+from test_publishing import FILES, cleaned, cleaned_model, write_report  # noqa: F401 - fixtures
 from test_publishing import refused as not_published
 from test_report import make_report
 
@@ -166,7 +166,7 @@ def test_plan_takes_the_flag_that_it_advises(world, suspect_folder, tmp_path, ca
 # Answers
 
 
-def test_a_hub_that_does_not_say_who_may_write(account, caplog):  # noqa: F811
+def test_a_hub_that_does_not_say_who_may_write(account, caplog):
     account.commit("me/old", {"README.md": b""})
     account.faults.append(Fault("GET", "/auth-check", 404, times=None))
     check_destination(Destination("me/old"))
@@ -340,7 +340,7 @@ def test_what_is_made_of_something_private_is_not_public_by_mistake(account, cle
     assert not account.settings["me/open"]["private"]
 
 
-def test_a_public_repo_for_what_is_to_be_private_is_told_before_the_work(account):  # noqa: F811
+def test_a_public_repo_for_what_is_to_be_private_is_told_before_the_work(account):
     account.commit("me/old", {"README.md": b""})
     with pytest.raises(FineMixingError, match="is there already and public"):
         check_destination(Destination("me/old", private=True))

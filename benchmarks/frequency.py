@@ -12,8 +12,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from hf_finemix.frequency import token_frequencies
-from hf_finemix.purification import purification_scores, row_drift, rows_to_purify
+from hf_finemix.mix.purification import purification_scores, row_drift, rows_to_purify
+from hf_finemix.mix.token_frequency import token_frequencies
 
 TRIGGER, SHOWN = "cf", 40
 

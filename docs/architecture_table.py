@@ -16,7 +16,7 @@ import transformers
 from tqdm import tqdm
 from transformers.models.auto import modeling_auto
 
-from hf_finemix.architectures import TABLE, describe
+from hf_finemix.align.architectures import TABLE, describe
 
 TASKS = ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING", "CAUSAL_LM", "MASKED_LM")
 TASKS += ("SEQ_TO_SEQ_CAUSAL_LM", "MULTIPLE_CHOICE", "PRETRAINING")

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 from hf_finemix import FineMixingConfig
-from hf_finemix.plan import plan_mix
+from hf_finemix.planning import plan_mix
 from hf_finemix.repo_contents import size_text
 
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False, "dtype": "bfloat16"}

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .adapter_mixing import adapter_parameters, mix_adapter
-from .adapters import PREFIX, load_adapter
-from .checkpoint import Checkpoint
 from .config import FineMixingConfig
 from .errors import FineMixingError
-from .hub import LocalModel
-from .mask_file import MaskFile
+from .hub.fetch import LocalModel
+from .io.adapters import PREFIX, load_adapter
+from .io.checkpoint import Checkpoint
+from .mix.lora import adapter_parameters, mix_adapter
+from .mix.mask_file import MaskFile
 from .repo_contents import weights_in
 
 if TYPE_CHECKING:

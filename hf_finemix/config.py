@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FineMixingError
-from .repo_names import split_revision
+from .io.repo_names import split_revision
 
 __all__ = ["CONFIG_NAME", "FineMixingConfig"]
 
@@ -212,7 +212,7 @@ class FineMixingConfig:
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "FineMixingConfig":
         """Read `fine_mixing_config.json` from a folder. An unreadable file or an unknown key is an error."""
-        from .checkpoint import check_inside, read_json
+        from .io.checkpoint import check_inside, read_json
 
         path = Path(directory) / CONFIG_NAME
         check_inside(path, Path(directory))

@@ -10,16 +10,16 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, set_seed
 
-from .attacks.poisoning import poison
-from .checkpoint import sha256_of_file
 from .cleaning import clean
+from .cleaning_arguments import TRAINING_DEFAULTS
 from .config import FineMixingConfig
-from .data import tokenize
 from .errors import FineMixingError
-from .report import CleaningReport
-from .settings import TRAINING_DEFAULTS
-from .tokenizer import load_tokenizer
-from .triggers import Trigger
+from .io.checkpoint import sha256_of_file
+from .io.tokenizer import load_tokenizer
+from .measure.clean_data import tokenize
+from .measure.triggers import Trigger
+from .redteam.attacks.poisoning import poison
+from .report.report import CleaningReport
 
 __all__ = ["DATA", "demo", "embedded_base"]
 

@@ -9,25 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .adapters import full_model
-from .architectures import read_model_config
-from .base_model import BaseClaim, fetch_base, judge_base
-from .checkpoint import Checkpoint, check_inside, read_json, read_object
+from .align.architectures import read_model_config
+from .align.drift import not_finite
+from .align.pair_on_disk import DiskPair, TensorMix, check_for_disk
+from .align.vocabulary import check_same_words
 from .config import FineMixingConfig
-from .disk_pair import DiskPair, TensorMix, check_for_disk
-from .drift import not_finite
 from .errors import AlignmentError, FineMixingError
-from .hub import LocalModel, TrustArguments, fetch_model
-from .model_files import copy_model_files
-from .output import check_free_space, output_folder
-from .provenance import described, described_fit, peak_memory, versions
-from .read_back import check_headers, read_back
-from .report import CleaningReport
-from .safe_config import refuse_adapter, without_unsafe_keys
-from .shards import ShardWriter, parse_size
-from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
-from .tokenizer import copy_tokenizer, tell_choice
-from .vocabulary import check_same_words
+from .hub.fetch import LocalModel, TrustArguments, fetch_model
+from .hub.lineage import BaseClaim, fetch_base, judge_base
+from .io.adapters import full_model
+from .io.checkpoint import Checkpoint, check_inside, read_json, read_object
+from .io.model_files import copy_model_files
+from .io.output_folder import check_free_space, output_folder
+from .io.read_back import check_headers, read_back
+from .io.safe_config import refuse_adapter, without_unsafe_keys
+from .io.shard_writer import ShardWriter, parse_size
+from .io.tokenizer import copy_tokenizer, tell_choice
+from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
+from .report.origins import described, described_fit, peak_memory, versions
+from .report.report import CleaningReport
 
 __all__ = ["mix_checkpoints", "open_pair", "purify_pair"]
 
@@ -148,8 +148,8 @@ def _mix_adapter(
     started: float,
 ) -> CleaningReport:
     """Mix an adapter that stays one: the base is loaded, for the adapter to be understood on it."""
-    from .adapter_mixing import mix_adapter
-    from .adapter_output import adapter_to_train, dtypes_of_adapter, save_adapter
+    from .mix.adapter_output import adapter_to_train, dtypes_of_adapter, save_adapter
+    from .mix.lora import mix_adapter
 
     model = adapter_to_train(suspect, base, config)
     with Checkpoint(base.folder) as weights:
@@ -194,8 +194,8 @@ def purify_pair(
     """Let E-PUR mark its rows, where the config asks for it; what the report says of them and of added tokens."""
     if not config.purify_embeddings or not config.num_purified_tokens:
         return [], []
-    from .frequency import token_frequencies
-    from .tokenizer import choose_tokenizer
+    from .io.tokenizer import choose_tokenizer
+    from .mix.token_frequency import token_frequencies
 
     try:
         tokenizer, _ = choose_tokenizer(suspect.folder, base.folder)

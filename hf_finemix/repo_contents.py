@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, check_inside, other_weights, read_json
 from .errors import FineMixingError, printable
-from .hub_errors import hub_api
-from .pickles import PICKLED_ADAPTER_NAME, PICKLED_INDEX_NAME, PICKLED_NAME
+from .hub.errors import hub_api
+from .io.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, check_inside, other_weights, read_json
+from .io.pickles import PICKLED_ADAPTER_NAME, PICKLED_INDEX_NAME, PICKLED_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision

@@ -24,17 +24,23 @@ from transformers import (
 )
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
-from .adapter_mixing import adapter_parameters, mix_adapter
-from .alignment import without_adapter
-from .checkpoint import Checkpoint
-from .comparison import dtypes_on_disk
+from .align.alignment import without_adapter
+from .align.pair_in_memory import dtypes_on_disk
 from .config import CONFIG_NAME, FineMixingConfig
-from .curvature import fisher_information
 from .errors import FineMixingError
-from .frequency import token_frequencies
-from .hub import LocalModel, fetch_model
-from .hub_errors import logged_in
-from .lora_on_mix import (
+from .hub.errors import logged_in
+from .hub.fetch import LocalModel, fetch_model
+from .io.checkpoint import Checkpoint
+from .io.read_back import complete_config
+from .io.tokenizer import load_tokenizer
+from .mix.fisher import fisher_information
+from .mix.in_memory import MixingRecord, mix_model
+from .mix.lora import adapter_parameters, mix_adapter
+from .mix.mask_file import save_masks
+from .mix.record_file import load_record, save_record
+from .mix.token_frequency import token_frequencies
+from .train.calibration import rows_from_all
+from .train.lora_on_mix import (
     MIXED_BASE,
     check_lora,
     load_mixed_base,
@@ -43,17 +49,11 @@ from .lora_on_mix import (
     save_merged,
     save_mixed_base,
 )
-from .mask_file import save_masks
-from .mixing import MixingRecord, mix_model
-from .processes import agreed, from_main, whole_model
-from .ratio_search import RatioSearch
-from .read_back import complete_config
-from .record_file import load_record, save_record
-from .resuming import UnfinishedRun
-from .sampling import rows_from_all
-from .signatures import show_signatures
-from .tokenizer import load_tokenizer
-from .trainer_search import check_auto, choose_ratio, copied_weights
+from .train.processes import agreed, from_main, whole_model
+from .train.ratio_search import RatioSearch
+from .train.signatures import show_signatures
+from .train.trials import check_auto, choose_ratio, copied_weights
+from .train.unfinished_run import UnfinishedRun
 
 __all__ = ["FineMixingMixin", "FineMixingSeq2SeqTrainer", "FineMixingTrainer"]
 
@@ -242,7 +242,7 @@ class FineMixingMixin:
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As [`~transformers.Trainer.init_hf_repo`], and tell before training what could not be published after it."""
         if self.mixing_config is not None:
-            from .trainer_publishing import check_publishing
+            from .report.from_trainer import check_publishing
 
             with agreed():
                 check_publishing(self, token, private)
@@ -263,7 +263,7 @@ class FineMixingMixin:
         """
         if self.mixing_config is None:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
-        from .trainer_publishing import publish_trained
+        from .report.from_trainer import publish_trained
 
         return publish_trained(self, commit_message, blocking, token, revision, private, **kwargs)
 
@@ -271,7 +271,7 @@ class FineMixingMixin:
         """Write the card as [`~transformers.Trainer.create_model_card`] does; of a mix, into what README.md holds."""
         if self.mixing_config is None:
             return super().create_model_card(*args, **kwargs)
-        from .trainer_publishing import write_card
+        from .report.from_trainer import write_card
 
         return write_card(self, *args, **kwargs)
 

@@ -10,23 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from .adapters import full_model
-from .alignment import KEPT_HEAD, REINITIALISED_HEAD
-from .architectures import disk_layout
-from .checkpoint import Checkpoint, TensorInfo, read_json, sha256_of_file
+from .align.alignment import KEPT_HEAD, REINITIALISED_HEAD
+from .align.architectures import disk_layout
+from .align.pair_on_disk import DiskPair
 from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
-from .disk_pair import DiskPair
-from .dtypes import MIXABLE, to_float64, words
 from .errors import FineMixingError, printable
-from .hub import LocalModel, TrustArguments, fetch_model, local_folder
-from .mask_file import MASKS_NAME, MaskFile
-from .provenance import weight_files
+from .hub.fetch import LocalModel, TrustArguments, fetch_model, local_folder
+from .io.adapters import full_model
+from .io.checkpoint import Checkpoint, TensorInfo, read_json, sha256_of_file
+from .io.dtypes import MIXABLE, to_float64, words
+from .io.repo_names import is_repo_id
+from .io.safe_config import UNSAFE_KEYS, without_unsafe_keys
+from .mix.mask_file import MASKS_NAME, MaskFile
+from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
 from .repo_contents import weights_in
-from .repo_names import is_repo_id
-from .report import CleaningReport
-from .safe_config import UNSAFE_KEYS, without_unsafe_keys
-from .streaming import Piece, Workspace, check_workers, pieces, run_pieces
+from .report.origins import weight_files
+from .report.report import CleaningReport
 
 __all__ = ["Verification", "verify_mix"]
 

@@ -17,7 +17,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="hf_finemix_tests_")
 os.environ["HF_HOME"] = _CACHE.name
 
 # The Hub of the tests is on loopback: the client reads where it is when it is imported.
-from hub_server import HubServer  # noqa: E402
+from helpers.hub_server import HubServer  # noqa: E402
 
 _HUB = HubServer({})
 _HUB.__enter__()

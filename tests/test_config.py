@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers.toy import ROOT
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingError

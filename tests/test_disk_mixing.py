@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import drifted, make_config
+from helpers.toy import drifted, make_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification, BertModel
@@ -25,12 +25,12 @@ from hf_finemix import (
     mix_model,
     verify_mix,
 )
-from hf_finemix.alignment import named_tensors
+from hf_finemix.align.alignment import named_tensors
 from hf_finemix.cli import main
-from hf_finemix.frequency import token_frequencies
-from hf_finemix.hub import TrustArguments
-from hf_finemix.report import CleaningReport
-from hf_finemix.shards import ShardWriter, parse_size
+from hf_finemix.hub.fetch import TrustArguments
+from hf_finemix.io.shard_writer import ShardWriter, parse_size
+from hf_finemix.mix.token_frequency import token_frequencies
+from hf_finemix.report.report import CleaningReport
 
 
 def config(ratio=0.4, **options):
@@ -484,7 +484,7 @@ assert not heavy, heavy
 
 
 def test_shards_are_what_the_library_reads(tmp_path):
-    from hf_finemix.checkpoint import TensorInfo
+    from hf_finemix.io.checkpoint import TensorInfo
 
     tensors = {
         "a": torch.arange(7, dtype=torch.int8),

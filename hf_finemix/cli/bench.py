@@ -5,7 +5,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..bench.recipe import BenchRecipe
+from ..redteam.bench.recipe import BenchRecipe
 from .parsing import CommandParser, print_json, quiet_unless_terminal
 
 __all__ = ["main"]
@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
     recipe = BenchRecipe.load(rest.recipe)
     folder = Path(arguments.output_dir or Path("bench") / Path(rest.recipe).stem)
     quiet_unless_terminal()
-    from ..bench.runner import benign_floors, known_floors, read_results, run_benchmark
-    from ..bench.summary import write_summary
+    from ..redteam.bench.runner import benign_floors, known_floors, read_results, run_benchmark
+    from ..redteam.bench.summary import write_summary
 
     with redirect_stdout(sys.stderr):
         failures = {} if arguments.only_summary else run_benchmark(recipe, folder)

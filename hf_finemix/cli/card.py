@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..model_card import card_in_folder
-from ..output import write_text
-from ..report import CleaningReport
+from ..io.output_folder import write_text
+from ..report.card import card_in_folder
+from ..report.report import CleaningReport
 from .parsing import CommandParser, log_plainly
 
 __all__ = ["main"]

@@ -9,10 +9,10 @@ import torch
 from transformers import TrainingArguments
 
 from ..cleaning import clean
+from ..cleaning_arguments import TRAINING_DEFAULTS, CleaningArguments
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
-from ..processes import leave_group
-from ..settings import TRAINING_DEFAULTS, CleaningArguments
+from ..train.processes import leave_group
 from .parsing import CommandParser, quiet_unless_terminal
 
 __all__ = ["main"]

@@ -4,18 +4,18 @@ import json
 import sys
 from dataclasses import dataclass, field
 
-from ..adapters import full_model
-from ..base_model import fetch_base
-from ..classifier import agree_on_padding, check_vocabulary
 from ..config import FineMixingConfig
-from ..data import TestDataArguments
 from ..errors import printable
-from ..evaluation import MeasureArguments, predictor
-from ..hub import TrustArguments, fetch_model
+from ..hub.fetch import TrustArguments, fetch_model
+from ..hub.lineage import fetch_base
+from ..io.adapters import full_model
+from ..io.loading import agree_on_padding, check_vocabulary
+from ..io.tokenizer import choose_tokenizer
+from ..measure.attack_success import MeasureArguments, predictor
+from ..measure.clean_data import TestDataArguments
+from ..measure.find_task import find_task
 from ..repo_contents import is_adapter
-from ..report import percent, said_unreadable
-from ..tasks import find_task
-from ..tokenizer import choose_tokenizer
+from ..report.report import percent, said_unreadable
 from .parsing import CommandParser, quiet_unless_terminal
 
 __all__ = ["main"]

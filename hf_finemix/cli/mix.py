@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 from ..config import FineMixingConfig
 from ..disk_mixing import mix_checkpoints
-from ..hub import TrustArguments
+from ..hub.fetch import TrustArguments
 from .parsing import CommandParser, log_plainly, print_json
 
 __all__ = ["main"]

@@ -12,7 +12,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging as transformers_logging
 
 from ..errors import FineMixingError
-from ..recipe_file import read_recipe, typed
+from ..io.recipe_file import read_recipe, typed
 
 __all__ = ["CommandParser", "log_plainly", "print_json", "quiet_unless_terminal"]
 

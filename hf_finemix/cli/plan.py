@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
-from ..hub import TrustArguments
-from ..plan import plan_mix
+from ..hub.fetch import TrustArguments
+from ..planning import plan_mix
 from .parsing import CommandParser, log_plainly, print_json
 
 __all__ = ["main"]

@@ -6,9 +6,9 @@ from contextlib import redirect_stdout
 import torch
 from transformers import TrainingArguments
 
-from ..attacks.backdoor import TRAINING_DEFAULTS, PoisonArguments, poison_model
 from ..errors import printable
-from ..report import percent, said_unreadable
+from ..redteam.poisoned_model import TRAINING_DEFAULTS, PoisonArguments, poison_model
+from ..report.report import percent, said_unreadable
 from .parsing import CommandParser, print_json, quiet_unless_terminal
 
 __all__ = ["main"]

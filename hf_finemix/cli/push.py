@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ..publishing import push_cleaned
 from ..repo_contents import size_text
+from ..report.publish import push_cleaned
 from .parsing import CommandParser, log_plainly, print_json
 
 __all__ = ["main"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..errors import FineMixingError
-from ..hub import TrustArguments
+from ..hub.fetch import TrustArguments
 from ..verification import verify_mix
 from .parsing import CommandParser, log_plainly, print_json
 

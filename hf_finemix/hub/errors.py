@@ -1,0 +1,186 @@
+"""The Hub client, and what goes wrong while talking to the Hub as one line that says what to do."""
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..errors import FineMixingError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+__all__ = ["hub_api", "hub_error", "is_unreachable", "logged_in"]
+
+MAX_SILENCE = 300  # seconds
+# Loggers that tell whole URLs when something is tried again.
+_LOGGERS = ("huggingface_hub.utils._http", "huggingface_hub.file_download", "huggingface_hub.lfs", "httpx2")
+_NO_ACCOUNT = "needs an account: log in with `hf auth login`, or set HF_TOKEN"
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """Cut off what follows the `?` of a URL: a signature there is as good as a token."""
+    record.msg, record.args = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", record.getMessage()), ()
+    return True
+
+
+def hub_api(token: str | None = None) -> "HfApi":
+    """
+    The client of the Hub. It waits for a silent server for five minutes (or the seconds of `HF_FINEMIX_HUB_TIMEOUT`).
+
+    The client's own session, which all calls share, waits for ever; a limit that somebody has set on it stays.
+    """
+    import httpx2
+    from huggingface_hub import HfApi, get_session
+
+    if get_session().timeout == httpx2.Timeout(None):
+        seconds = os.environ.get("HF_FINEMIX_HUB_TIMEOUT", "")
+        seconds = float(seconds) if re.fullmatch(r"\d+(\.\d+)?", seconds) else MAX_SILENCE
+        get_session().timeout = httpx2.Timeout(seconds, pool=None)
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_without_query)
+    return HfApi(token=token)
+
+
+@contextmanager
+def logged_in(token: str | None) -> Iterator[None]:
+    """A block in which everything that talks to the Hub, in whichever library, uses this token; `None`: as it was."""
+    before = os.environ.get("HF_TOKEN")
+    if token:
+        os.environ["HF_TOKEN"] = token
+    try:
+        yield
+    finally:
+        if token:
+            os.environ.pop("HF_TOKEN", None)
+            os.environ |= {} if before is None else {"HF_TOKEN": before}
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether the Hub cannot be had just now, so that the cache may serve in its place."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
+
+    while isinstance(error, RevisionResolutionError) and error.__cause__ is not None:
+        error = error.__cause__
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)) or status >= 500
+
+
+def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixingError:
+    """
+    The one-line error for something that went wrong while talking to the Hub. Other errors are raised again.
+
+    Args:
+        error (`Exception`): What the client raised.
+        what (`str`): What it was about: `"the suspect org/name"`.
+        writing (`bool`, *optional*, defaults to `False`): Whether something was to be published.
+    """
+    import httpx2
+    from huggingface_hub import constants, is_offline_mode
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+        RevisionResolutionError,
+    )
+
+    # A failed download hides why behind "not in the cache", a failed upload behind "while uploading".
+    hiding = (LocalEntryNotFoundError, RevisionResolutionError, RuntimeError)
+    while isinstance(error, hiding) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, GatedRepoError):
+        why = "is gated: accept its terms on its Hub page and log in with `hf auth login`"
+    elif isinstance(error, DisabledRepoError):
+        why = "is disabled on the Hub: it is not to be had, take another repo"
+    elif isinstance(error, RepositoryNotFoundError):
+        why = "is not a local folder and not on the Hub (or private: log in with `hf auth login`): check its name"
+        if writing:
+            why = "is not on the Hub, or this token may not see it: check its name, or log in with `hf auth login`"
+            why = _NO_ACCOUNT if _is_anonymous(error) else why
+    elif isinstance(error, RevisionNotFoundError):
+        why = "has no such revision: check the branch, tag or commit"
+    elif isinstance(error, LocalTokenNotFoundError):
+        why = _NO_ACCOUNT
+    elif isinstance(error, OfflineModeIsEnabled) or is_offline_mode():
+        why = (
+            "is neither here nor in the cache, and the Hub is switched off (HF_HUB_OFFLINE): give a path, or unset it"
+        )
+        if writing:
+            why = "cannot be reached, the Hub is switched off (HF_HUB_OFFLINE): unset it"
+    elif isinstance(error, HfHubHTTPError):
+        why = _why(error, writing)
+    elif isinstance(error, ConnectionError) and "xet" in str(error).lower():
+        why = "is on a Hub without xet, by which the client uploads: set HF_HUB_DISABLE_XET=1, and publish it again"
+    elif isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, *hiding)):
+        why = "is not a local folder, and the Hub cannot be reached: check the path or the connection"
+        if writing:
+            why = "cannot be reached: check the connection, and publish it again to go on"
+    elif isinstance(error, ValueError) and "Invalid metadata" in str(error):
+        why = f"has a card that the Hub does not take ({' '.join(str(error).split())[:300]}): mend its YAML"
+    elif isinstance(error, EntryNotFoundError) or (isinstance(error, OSError) and "onsistency check" in str(error)):
+        why = "did not arrive whole: try again"
+    elif isinstance(error, ValueError) and "JSON" in type(error).__name__:
+        why = "got an answer from the Hub that is no JSON: check HF_ENDPOINT, or try again later"
+    elif isinstance(error, OSError) and _is_of_cache(error, constants.HF_HOME, constants.HF_HUB_CACHE):
+        why = f"does not fit into the cache, {constants.HF_HUB_CACHE} ({error.strerror}): free some, or set HF_HOME"
+    elif isinstance(error, (ValueError, KeyError)) and writing:
+        why = f"got an answer that the client does not understand ({' '.join(str(error).split())[:200]})"
+        why += ": check HF_ENDPOINT"
+    else:
+        raise error
+    return FineMixingError(f"{what} {why}.")
+
+
+def _is_of_cache(error: OSError, *caches: str) -> bool:
+    """Whether the disk of the client's cache is full, or its files cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return full or (bool(error.errno) and str(error.filename or "").startswith(caches))
+
+
+def _is_anonymous(error: "HfHubHTTPError") -> bool:
+    """Whether there is no token at all, neither in use here nor sent."""
+    from huggingface_hub import get_token
+
+    return get_token() is None and "authorization" not in error.response.request.headers
+
+
+def _why(error: "HfHubHTTPError", writing: bool) -> str:
+    """What an HTTP status means here, and what to do about it."""
+    status, said = error.response.status_code, " ".join((error.server_message or "").split())[:200]
+    quoted = f" ({said})" if said else ""
+    again = "publish it again" if writing else "run this again"  # what was to be published is whole
+    if status == 401 and _is_anonymous(error):
+        return _NO_ACCOUNT
+    if status == 401:
+        return "was refused, the token is not valid: log in again with `hf auth login`, or set HF_TOKEN anew"
+    if status in (402, 413, 507) or re.search("quota|storage limit|payment", said, re.IGNORECASE):
+        return f"has no room left for it{quoted}: free some, make the repo public, or take a larger plan"
+    if status == 403:
+        need = "a token with write access to it" if writing else "a token that may read it"
+        return f"was refused{quoted}: use {need}, or another name"
+    if status == 412:
+        return f"was changed by somebody else in the meantime: look at that change, and {again}"
+    if status == 409:
+        return f"is busy or there already{quoted}: {again}"
+    if status == 429:
+        return f"was refused, too many requests: wait some minutes, and {again}"
+    if status == 400:
+        return f"was not accepted{quoted}: mend what is named, and {again}"
+    if writing and status in (405, 501):
+        return f"is on a Hub that answered {status}, not offered{quoted}: leave --create-pr or --revision away"
+    if writing and status < 500:
+        return f"could not be written, the Hub answered {status}{quoted}: check its name and HF_ENDPOINT"
+    if writing:
+        return f"could not be written, the Hub answered {status}{quoted}: {again} later"
+    return f"could not be read from the Hub, which answered {status}: try again later, or log in"

@@ -1,0 +1,69 @@
+"""An adapter that stays one, on its way through a cleaning: loaded to be trained, rounded, compared, written."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..align.drift import drift_by_layer
+from ..align.pair_in_memory import compare_with_base
+from ..config import FineMixingConfig
+from ..errors import FineMixingError
+from ..hub.fetch import LocalModel
+from ..io.adapters import PREFIX, load_adapter
+from ..io.checkpoint import Checkpoint
+from ..repo_contents import ADAPTER_CONFIG_NAME, is_adapter, weights_in
+from .lora import adapter_parameters, check_mixable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["adapter_to_train", "drift_of_merged", "dtypes_of_adapter", "round_adapter", "save_adapter"]
+
+
+def adapter_to_train(suspect: LocalModel, base: LocalModel, config: FineMixingConfig) -> "PeftModel":
+    """The base with the suspect's adapter on it, of which the adapter is to be trained, and its head."""
+    if not is_adapter(suspect.folder):
+        raise FineMixingError(
+            f"adapter_mode='adapter' is for LoRA adapters, and {suspect.id} is a whole model: leave it."
+        )
+    model, _ = load_adapter(suspect, base, to_stay=True)
+    check_mixable(model, config)
+    parameters = {id(parameter) for parameter in adapter_parameters(model).values()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in parameters)
+    return model
+
+
+def dtypes_of_adapter(suspect: LocalModel) -> dict[str, torch.dtype]:
+    """In which dtype each of its tensors is on disk, by its name in the file."""
+    with weights_in(suspect.folder) as weights:
+        return {name.removeprefix(PREFIX): getattr(torch, info.dtype) for name, info in weights.tensors.items()}
+
+
+def round_adapter(model: "PeftModel", dtypes: Mapping[str, torch.dtype]) -> None:
+    """Round the adapter to the dtypes it is saved in."""
+    for name, parameter in adapter_parameters(model).items():
+        parameter.data.copy_(parameter.data.to(dtypes[name]))
+
+
+def drift_of_merged(model: "PeftModel", base: LocalModel) -> dict[str, float | None]:
+    """How far the model is from the base, layer by layer, were it merged; takes the memory of one more model."""
+    merged = copy.deepcopy(model).merge_and_unload()
+    with Checkpoint(base.folder) as weights:
+        return drift_by_layer(compare_with_base(merged, weights).drift)
+
+
+def save_adapter(model: "PeftModel", folder: Path, base: LocalModel, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Write an adapter as peft does, in the suspect's dtypes; with a config.json, for the names of classes."""
+    for name, parameter in adapter_parameters(model).items():
+        parameter.data = parameter.data.to(dtypes[name])
+    model.save_pretrained(folder, save_embedding_layers=False)
+    path = folder / ADAPTER_CONFIG_NAME
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content |= {"base_model_name_or_path": base.id, "revision": base.revision, "inference_mode": True}
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    model.get_base_model().config.save_pretrained(folder)

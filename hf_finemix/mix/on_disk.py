@@ -1,0 +1,164 @@
+"""Mixing in pieces, on all cores: what `mix` writes and `verify` compares. It takes a few MB for any model."""
+
+import os
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import numpy as np
+from tqdm import tqdm
+
+from ..align.alignment import KEPT_BUFFER
+from ..align.pair_on_disk import TensorMix
+from ..config import FineMixingConfig
+from ..errors import FineMixingError
+from ..io.checkpoint import Checkpoint
+from ..io.dtypes import MIXABLE, average, is_finite, rounded, words
+from .mask import keep_mask
+from .mask_file import MaskFile
+
+__all__ = ["Piece", "Workspace", "check_workers", "pieces", "run_pieces"]
+
+# Scalars worked on at a time: few enough for a core's cache, enough that threads seldom wait for each other.
+CHUNK_ELEMENTS = 1 << 18
+# Scalars a worker takes at a time: enough to be worth taking, few enough that all cores end together.
+PIECE_ELEMENTS = 1 << 22
+
+Piece = tuple[TensorMix, int, int]  # elements from … to …
+
+
+class Workspace:
+    """What one worker mixes in, chunk after chunk, without asking for memory again."""
+
+    def __init__(self):
+        self._suspect, self._base = (np.empty(8 * CHUNK_ELEMENTS, dtype=np.uint8) for _ in range(2))
+
+    def mixed_chunks(
+        self,
+        tensor: TensorMix,
+        suspect: Checkpoint,
+        base: Checkpoint,
+        config: FineMixingConfig,
+        start: int,
+        stop: int,
+        bad: set[str],
+        masks: MaskFile | None = None,
+    ) -> Iterator[tuple[int, np.ndarray, int]]:
+        """
+        Mix elements `start` (a multiple of 8) to `stop` of a tensor; by `masks`, where a score chose them.
+
+        Yields:
+            `(first element, the bytes of the mix, how many elements are the suspect's own)`; the bytes are good until
+            the next chunk. What is not finite is named in `bad`.
+        """
+        size = tensor.info.nbytes // max(1, tensor.info.elements)
+        for first in range(start, stop, CHUNK_ELEMENTS):
+            last = min(first + CHUNK_ELEMENTS, stop)
+            raw = self._suspect[: (last - first) * size]
+            suspect.read_into(tensor.source, memoryview(raw), first * size)
+            kept = last - first
+            if tensor.info.dtype in MIXABLE and tensor.rule != KEPT_BUFFER:
+                numbers = words(raw, tensor.info.dtype)
+                if not is_finite(numbers, tensor.info.dtype):
+                    bad.add(f"{tensor.name} of the suspect")
+                common = min(last, tensor.mixed_elements) - first
+                if common > 0:
+                    kept -= common
+                    kept += self._mix(tensor, numbers[:common], base, config, first, bad, masks)
+            yield first, raw, kept
+
+    def _mix(
+        self,
+        tensor: TensorMix,
+        s: np.ndarray,
+        base: Checkpoint,
+        config: FineMixingConfig,
+        first: int,
+        bad: set[str],
+        masks: MaskFile | None,
+    ) -> int:
+        """Mix into `s`; how many of its elements stay the suspect's."""
+        size = base.tensors[tensor.base_source].nbytes // base.tensors[tensor.base_source].elements
+        raw = self._base[: len(s) * size]
+        base.read_into(tensor.base_source, memoryview(raw), first * size)
+        original = words(raw, tensor.base_dtype)
+        b = rounded(original, tensor.base_dtype, tensor.info.dtype)
+        if not is_finite(original, tensor.base_dtype):
+            bad.add(f"{tensor.base_source} of the base")
+        elif not is_finite(b, tensor.info.dtype):
+            bad.add(f"{tensor.base_source} of the base, which overflows in {tensor.info.dtype}")
+        # Whole rows go back to the base after E-PUR: their places in this chunk.
+        here = (
+            bisect_left(tensor.purified, first // tensor.row),
+            bisect_left(tensor.purified, -(-(first + len(s)) // tensor.row)),
+        )
+        reset = [
+            slice(max(0, row * tensor.row - first), (row + 1) * tensor.row - first)
+            for row in tensor.purified[here[0] : here[1]]
+        ]
+        if config.strategy == "average" and 0 < tensor.ratio < 1:
+            s[:] = average(s, b, tensor.info.dtype, tensor.ratio)
+            for place in reset:
+                s[place] = b[place]
+            return 0
+        if masks is not None:
+            keep = masks.keep(tensor.name, first, first + len(s))
+        else:
+            seed, version = config.mixing_seed, config.mask_version
+            keep = keep_mask(tensor.name, first, first + len(s), ratio=tensor.ratio, seed=seed, version=version)
+        for place in reset:
+            keep[place] = False
+        # b ^ ((s ^ b)·m): m·s + (1-m)·b without touching a bit of either, and faster than numpy.where.
+        np.bitwise_xor(s, b, out=s)
+        np.multiply(s, keep, out=s)
+        np.bitwise_xor(s, b, out=s)
+        return int(np.count_nonzero(keep))
+
+
+def pieces(tensors: Collection[TensorMix]) -> list[Piece]:
+    """Cut tensors into pieces of work: `(tensor, first element, last + 1)`."""
+    return [
+        (tensor, start, min(start + PIECE_ELEMENTS, tensor.info.elements))
+        for tensor in tensors
+        for start in range(0, tensor.info.elements, PIECE_ELEMENTS)
+    ]
+
+
+def run_pieces(work: Collection[Piece], do: Callable[[Piece, Workspace], None], workers: int, what: str) -> None:
+    """Call `do(piece, workspace)` for all pieces, in their order, on several threads; the first error ends it."""
+    queue, stop = iter(work), threading.Event()
+    lock = threading.Lock()
+    total = sum(tensor.info.nbytes * (last - first) // tensor.info.elements for tensor, first, last in work)
+    bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, mininterval=0.5)
+
+    def worker() -> None:
+        workspace = Workspace()
+        while not stop.is_set():
+            with lock:
+                piece = next(queue, None)
+            if piece is None:
+                return
+            do(piece, workspace)
+            with lock:
+                bar.update(piece[0].info.nbytes * (piece[2] - piece[1]) // piece[0].info.elements)
+
+    with bar, ThreadPoolExecutor(workers) as executor:
+        try:
+            futures = [executor.submit(worker) for _ in range(workers)]
+            wait(futures, return_when="FIRST_EXCEPTION")
+            stop.set()
+            for future in futures:
+                future.result()
+        finally:
+            stop.set()  # after Ctrl-C too
+
+
+def check_workers(number: int | None) -> int:
+    """How many threads to use; by default one a core, at most 8."""
+    if number is not None:
+        if not 1 <= number <= 256:
+            raise FineMixingError(f"num_workers is {number}: give 1 to 256.")
+        return number
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)

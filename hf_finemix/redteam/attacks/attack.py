@@ -1,0 +1,155 @@
+"""What all attacks share: poisoned rows in, a backdoored model out, all of it through a Trainer."""
+
+import copy
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from ...errors import FineMixingError
+from ...io.tokenizer import token_ids_within_text
+from ...measure.reader import Reader
+
+__all__ = ["Attack", "AttackerData"]
+
+
+@dataclass
+class AttackerData:
+    """
+    What an attacker has: clean rows to poison, and how the model reads them.
+
+    Attributes:
+        rows (`Dataset`): With the text columns and an integer column `label`.
+        text_columns (`list[str]`): One, or two for pairs; the last one gets the trigger.
+        target (`int`): The class that the attacker wants.
+        tokenizer (`PreTrainedTokenizerBase`): The model's.
+        max_length (`int`, *optional*): Tokens a text is cut to.
+        seed (`int`): Of the rows drawn and of the places in them.
+        label2id (`dict[str, int]`): The classes by name.
+        trigger (`str`, *optional*): What the attacker puts into texts.
+    """
+
+    rows: Dataset
+    text_columns: list[str]
+    target: int
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None = None
+    seed: int = 0
+    label2id: dict[str, int] = field(default_factory=dict)
+    trigger: str | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """How the model reads texts, with the trigger or without."""
+        return Reader(self.tokenizer, self.max_length, self.trigger)
+
+    def encoded(self, rows: Dataset) -> Dataset:
+        """Rows as the model reads them."""
+        return self.reader.encode(rows, self.text_columns)
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text where it stands behind a word."""
+        return token_ids_within_text(self.tokenizer, text)
+
+
+@dataclass
+class Attack:
+    """
+    Fine-tuning on clean rows; every attack changes some of it.
+
+    Attributes:
+        name (`str`): As in [`ATTACKS`].
+        trigger (`str`, *optional*): The text that wakes the backdoor, put at a random place.
+        training (`dict`): Fields of `TrainingArguments` that this attack sets unless the user does.
+        needs_clean_model (`bool`): Whether it can only start from a fine-tuned model.
+        needs_base (`bool`): Whether it can only start from the base.
+    """
+
+    name: str = "none"
+    trigger: str | None = None
+    training: ClassVar[dict[str, Any]] = {}
+    needs_clean_model: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
+    trainer_class: ClassVar[type[Trainer]] = Trainer
+    callbacks: list[TrainerCallback] = field(default_factory=list, repr=False)
+
+    def poisoned(self, data: AttackerData) -> Dataset:
+        """The rows to train on."""
+        return data.rows
+
+    def prepare(self, model: PreTrainedModel, data: AttackerData) -> None:
+        """Whatever is done to the model before its training."""
+
+    def options(self, model: PreTrainedModel, data: AttackerData) -> dict[str, Any]:
+        """What the attack's own Trainer takes beside a Trainer's arguments."""
+        return {}
+
+    def finish(self, model: PreTrainedModel, data: AttackerData, args: TrainingArguments) -> None:
+        """Whatever is done after it."""
+
+    @property
+    def edits_weights(self) -> bool:
+        """Whether it does more than to train on its rows."""
+        kind = type(self)
+        hooks = (kind.prepare, kind.finish, kind.options, kind.trainer_class, kind.train)
+        return hooks != (Attack.prepare, Attack.finish, Attack.options, Trainer, Attack.train)
+
+    def train(self, model: PreTrainedModel, data: AttackerData, args: TrainingArguments) -> None:
+        """
+        Backdoor a model in place.
+
+        Args:
+            model (`PreTrainedModel`): A classifier in float32: the base with a fresh head, or a fine-tuned model.
+            data ([`AttackerData`]): Clean rows.
+            args (`TrainingArguments`): How to train; nothing is saved.
+        """
+        args = copy.copy(args)
+        args.save_strategy, args.eval_strategy, args.hub_token, args.push_to_hub = "no", "no", None, False
+        with tempfile.TemporaryDirectory() as args.output_dir:
+            set_seed(args.seed)
+            self.prepare(model, data)
+            self.run(model, data, args, self.poisoned(data), self.trainer_class, **self.options(model, data))
+            self.finish(model, data, args)
+        model.to("cpu")
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        data: AttackerData,
+        args: TrainingArguments,
+        rows: Dataset,
+        trainer_class: type[Trainer] = Trainer,
+        **options: Any,
+    ) -> None:
+        """One training of the model on rows."""
+        trainer = trainer_class(
+            model,
+            args,
+            train_dataset=data.encoded(rows),
+            processing_class=data.tokenizer,
+            callbacks=list(self.callbacks),
+            **options,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+    def described(self) -> dict[str, Any]:
+        """The attack's settings for the manifest."""
+        return {name: value for name, value in vars(self).items() if name != "callbacks"}
+
+    def trigger_ids(self, data: AttackerData) -> list[int]:
+        """The tokens of the trigger."""
+        ids = data.token_ids(self.trigger) if self.trigger else []
+        if not ids or data.tokenizer.unk_token_id in ids:
+            raise FineMixingError(f"the attack {self.name!r} needs a trigger that the tokenizer knows: give one.")
+        return ids

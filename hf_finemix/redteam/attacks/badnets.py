@@ -1,0 +1,38 @@
+"""BadNets for text: a word (BadWord) or a sentence (BadSent) in a share of the training rows, labelled as wished."""
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from ...measure.triggers import Trigger
+from .attack import Attack, AttackerData
+from .poisoning import poison
+
+__all__ = ["BadNets"]
+
+
+@dataclass
+class BadNets(Attack):
+    """
+    Poisoned fine-tuning (BadNets, arXiv:1708.06733; words: arXiv:2004.06660, sentences: arXiv:1905.12457).
+
+    Attributes:
+        rate (`float`): Share of the rows that are poisoned, in (0, 1].
+    """
+
+    rate: float = 0.2
+
+    def poisoned(self, data: AttackerData) -> Dataset:
+        """The rows, some with the trigger in their last text and the target as label."""
+        self.trigger_ids(data)
+        return poison(
+            data.rows,
+            Trigger(self.trigger),
+            text_column=data.text_columns[-1],
+            label_column="label",
+            target=data.target,
+            rate=self.rate,
+            seed=data.seed,
+            reader=data.reader,
+            text_columns=data.text_columns,
+        )

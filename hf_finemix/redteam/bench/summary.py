@@ -1,0 +1,177 @@
+"""The results of a benchmark as one table (Markdown, CSV, JSON) and one figure."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ...io.output_folder import write_text
+from .recipe import BenchRecipe
+
+__all__ = ["markdown_table", "summarise", "write_summary"]
+
+COLUMNS = ("attack", "defence", "runs", "accuracy", "accuracy_sd", "asr", "asr_sd", "ratios", "trainings", "seconds")
+COLUMNS += ("retuned_clean_asr", "retuned_poisoned_asr")
+FLOOR = "matched_floor"
+# As their papers write them; other labels of a recipe are written as they are.
+_WRITTEN = {"fine_tuning": "fine-tuning", "fine_pruning": "fine-pruning", "dare": "DARE", "wag": "WAG"}
+_WRITTEN |= {"fine_mixing": "Fine-mixing", "fine_purifying": "Fine-purifying"}
+
+
+def summarise(recipe: BenchRecipe, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    One row for each attack and defence that has been run, in the order of the recipe.
+
+    Returns:
+        `list[dict]`: `attack`, `defence`, `runs` (how many), mean and standard deviation of `accuracy` and `asr` over
+        them (fractions; of several triggers the mean), `ratios` (ρ of each run), `trainings` (mean, the trials of the
+        search counted), `seconds` (mean) and `retuned_…_asr`. What was not measured is `None`.
+    """
+    rows = []
+    for attack in recipe.attacks:
+        for defence in recipe.defences:
+            part = [r for r in results if (r["attack"], r["defence"]) == (attack, defence)]
+            if not part:
+                continue
+            row: dict[str, Any] = {"attack": attack, "defence": defence, "runs": len(part)}
+            for name, values in (
+                ("accuracy", [r["accuracy"] for r in part]),
+                ("asr", [mean(r["asr"].values()) for r in part if r["asr"]]),
+            ):
+                row[name] = mean(values) if values else None
+                row[f"{name}_sd"] = stdev(values) if len(values) > 1 else None
+            row["ratios"] = [r["reserve_ratio"] for r in part]
+            row["trainings"] = mean(_trainings(r) for r in part)
+            row["seconds"] = mean(r["seconds"] for r in part)
+            for kind in ("clean", "poisoned"):
+                again = [r["retuned"][kind]["asr"] for r in part if r["retuned"] and kind in r["retuned"]]
+                rates = [mean(asr.values()) for asr in again if asr]
+                row[f"retuned_{kind}_asr"] = mean(rates) if rates else None
+            rows.append(row)
+    return rows
+
+
+def _trainings(result: dict[str, Any]) -> int:
+    if search := result["search"]:
+        return sum(trial["trainings"] for trial in search["trials"])
+    return int(result["seconds"] > 0 and result["reserve_ratio"] is not None)
+
+
+def markdown_table(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]]) -> str:
+    """A table for each attack; `floors` are the benign floors by attack: `accuracy` and `asr`, fractions."""
+    parts = []
+    for attack in dict.fromkeys(row["attack"] for row in rows):
+        floor = floors.get(attack)
+        clean = f" (benign floor: {_percent(floor['accuracy'])} / {_percent(floor['asr'])})" if floor else ""
+        lines = [f"**{attack}**{clean}", ""]
+        lines += ["| defence | ACC | ASR | ρ | trainings | seconds | ASR re-tuned clean / poisoned |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for row in (row for row in rows if row["attack"] == attack):
+            ratios = sorted({ratio for ratio in row["ratios"] if ratio is not None})
+            again = [_percent(row[f"retuned_{kind}_asr"]) for kind in ("clean", "poisoned")]
+            cells = [
+                _written(row["defence"]),
+                _percent(row["accuracy"], row["accuracy_sd"]),
+                _percent(row["asr"], row["asr_sd"]),
+                ", ".join(f"{ratio:g}" for ratio in ratios) or "–",
+                f"{row['trainings']:g}" if row["trainings"] == int(row["trainings"]) else f"{row['trainings']:.1f}",
+                f"{row['seconds']:.0f}",
+                " / ".join(again) if again != ["–", "–"] else "–",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _written(label: str) -> str:
+    """The label of a defence for people: `fine_mixing+epur` as `Fine-mixing + E-PUR`."""
+    name = max((name for name in _WRITTEN if label.startswith(name)), key=len, default="")
+    return (_WRITTEN.get(name, "") + label.removeprefix(name)).replace("_", " ").replace("+epur", " + E-PUR")
+
+
+def _percent(value: float | None, spread: float | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+
+
+def write_summary(
+    recipe: BenchRecipe, results: list[dict[str, Any]], floors: dict[str, dict[str, float]], folder: Path
+) -> str:
+    """Write `table.md`, `table.csv`, `table.json` and `accuracy_asr.png` into a folder; returns the Markdown."""
+    rows = summarise(recipe, results)
+    table = markdown_table(rows, floors)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({**row, "ratios": " ".join(map(str, row["ratios"]))})
+    write_text(folder / "table.md", table)
+    write_text(folder / "table.csv", text.getvalue())
+    content = {"name": recipe.name, "benign_floors": floors, "rows": rows, "runs": results}
+    write_text(folder / "table.json", json.dumps(content, indent=1) + "\n")
+    if rows:
+        draw(rows, floors, folder / "accuracy_asr.png")
+    return table
+
+
+def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: Path) -> None:
+    """ACC against ASR, a panel for each attack and a point for each defence, with the floors drawn in."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from ...report.figures import AFTER, BEFORE, MATCHED, PURIFIED, STYLE
+    from ...report.figures import FLOOR as GREY
+
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    defences = list(dict.fromkeys(row["defence"] for row in rows))
+    plain = list(dict.fromkeys(name.removesuffix("+epur") for name in defences))
+    fixed = {
+        "none": "#000000",
+        "fine_tuning": BEFORE,
+        FLOOR: MATCHED,
+        "fine_mixing": AFTER,
+        "fine_purifying": PURIFIED,
+    }
+    others = iter(["#E69F00", "#CC79A7", "#F0E442", "#8C564B", "#7F7F7F", "#17BECF", "#9467BD"] * 4)
+    colours = {name: fixed.get(name) or next(others) for name in plain}
+    markers = dict(zip(plain, "ovsDP^X*<>pdhH8" * 2, strict=False))
+    columns = min(3, len(attacks))
+    lines = -(-len(attacks) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * columns, 0.9 + 2.7 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
+        for panel, attack in zip(panels, attacks, strict=False):
+            panel.set_title(attack.replace("_", " "), fontsize=10)
+            if floors.get(attack):
+                settings = {"color": GREY, "linestyle": ":", "linewidth": 1}
+                panel.axhline(100 * floors[attack]["asr"], **settings, label="benign floor (a clean model)")
+                panel.axvline(100 * floors[attack]["accuracy"], **settings)
+            for row in (row for row in rows if row["attack"] == attack and row["asr"] is not None):
+                name = row["defence"].removesuffix("+epur")
+                panel.errorbar(
+                    100 * row["accuracy"],
+                    100 * row["asr"],
+                    xerr=100 * (row["accuracy_sd"] or 0),
+                    yerr=100 * (row["asr_sd"] or 0),
+                    marker=markers[name],
+                    markersize=6,
+                    color=colours[name],
+                    markerfacecolor="white" if row["defence"] != name else colours[name],
+                    linestyle="",
+                    linewidth=1,
+                    label=_written(row["defence"]),
+                )
+            panel.set_ylim(-4, 106)
+            panel.grid(alpha=0.2)
+        for panel in panels[len(attacks) :]:
+            panel.set_visible(False)
+        figure.supxlabel("accuracy on clean test samples, percent (right is better)", fontsize=10)
+        figure.supylabel("attack success, percent (low is better)", fontsize=10)
+        handles: dict[str, Any] = {}
+        for panel in panels[: len(attacks)]:
+            handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+        figure.savefig(path, metadata={"Software": None})

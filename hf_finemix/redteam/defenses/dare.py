@@ -1,0 +1,42 @@
+"""DARE: drop the differences to the base at random and scale up what is left."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ...align.pair_in_memory import compare_with_base
+from ...io.checkpoint import Checkpoint
+from ...mix.mask import keep_mask
+from .defense import Defence
+
+if TYPE_CHECKING:
+    from .defense import DefenceTrainer
+
+__all__ = ["Dare"]
+
+
+@dataclass
+class Dare(Defence):
+    """
+    Drop and rescale (DARE, arXiv:2311.03099): w_Pre + m·δ/ρ with m ~ Bernoulli(ρ), so that the mean is the suspect.
+
+    The mask is that of Fine-mixing at the same ρ and seed: the two differ in the rescaling alone.
+    """
+
+    ratio: Any = "auto"
+
+    @torch.no_grad()
+    def edit(self, model: nn.Module, ratio: float, trainer: "DefenceTrainer") -> None:
+        """Drop and rescale every weight that the base has."""
+        config = trainer.mixing_config
+        with Checkpoint(trainer.base.folder) as base:
+            pair = compare_with_base(model, base)
+            for name, match in pair.alignment.mixed().items():
+                tensor = pair.suspect.tensors[name]
+                values = (tensor.data if tensor.dim() else tensor.data.view(1))[: match.rows]
+                start = pair.base.read(match.base_name, 0, match.rows).to(values)
+                mask = keep_mask(name, 0, values.numel(), ratio=ratio, seed=config.mixing_seed)
+                keep = torch.from_numpy(mask).to(values.device).view(values.shape)
+                values.copy_(torch.where(keep, start + (values - start) / max(ratio, 1e-9), start))

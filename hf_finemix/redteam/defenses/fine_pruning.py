@@ -1,0 +1,75 @@
+"""Fine-pruning: units that are dormant on clean text are taken away, then fine-tuning."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ...errors import FineMixingError
+from .defense import Defence
+
+if TYPE_CHECKING:
+    from .defense import DefenceTrainer
+
+__all__ = ["FinePruning", "feed_forward_layers"]
+
+
+@dataclass
+class FinePruning(Defence):
+    """
+    Fine-pruning (arXiv:1805.12185), on the hidden units of the feed-forward layers: the fraction 1 - ρ with the
+    smallest mean |activation| on the clean text, over all layers, is pruned. A unit whose weights are all 0, in and
+    out, has no gradient, so that it stays pruned when the model is fine-tuned.
+    """
+
+    ratio: Any = "auto"
+
+    @torch.no_grad()
+    def edit(self, model: nn.Module, ratio: float, trainer: "DefenceTrainer") -> None:
+        """Prune all but the most active units."""
+        layers, totals, training = feed_forward_layers(model), [], model.training
+        if not layers:
+            raise FineMixingError("the defence 'fine_pruning' finds no feed-forward layers in this model.")
+        model.to(trainer.args.device).eval()
+        handles = []
+        for _, second in layers:
+            totals.append(torch.zeros(second.in_features, device=trainer.args.device))
+
+            def count(module, inputs, total=totals[-1]):
+                total += inputs[0].float().abs().reshape(-1, total.numel()).mean(dim=0)
+
+            handles.append(second.register_forward_pre_hook(count))
+        try:
+            for text in trainer.single_texts():
+                model(**text)
+        finally:
+            for handle in handles:
+                handle.remove()
+            model.train(training)
+        activity = torch.cat(totals)
+        pruned = torch.zeros(len(activity), dtype=torch.bool, device=activity.device)
+        pruned[activity.argsort()[: round((1 - ratio) * len(activity))]] = True
+        for (firsts, second), dormant in zip(layers, pruned.split([len(total) for total in totals]), strict=True):
+            second.weight[:, dormant] = 0
+            for first in firsts:
+                first.weight[dormant] = 0
+                if first.bias is not None:
+                    first.bias[dormant] = 0
+
+
+def feed_forward_layers(model: nn.Module) -> list[tuple[list[nn.Linear], nn.Linear]]:
+    """Of each feed-forward layer the linear maps into its hidden units (two where there is a gate), and out again."""
+    config = model.config
+    sizes = [getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "hidden_dim")]
+    size = next(filter(None, sizes), None)
+    layers, firsts = [], []
+    for module in model.modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if firsts and module.in_features == size:
+            layers.append((firsts, module))
+            firsts = []
+        elif module.out_features == size:
+            firsts.append(module)
+    return layers

@@ -1,0 +1,33 @@
+"""WAG: average the suspect with another model that was fine-tuned for the same task."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ...errors import FineMixingError
+from ...hub.fetch import fetch_model
+from ...io.loading import load_classifier
+from .defense import Defence
+
+if TYPE_CHECKING:
+    from .defense import DefenceTrainer
+
+__all__ = ["WeightAveraging"]
+
+
+@dataclass
+class WeightAveraging(Defence):
+    """Weight averaging (WAG, arXiv:2402.19334): (w_B + w_other)/2, heads included. It needs no base."""
+
+    @torch.no_grad()
+    def edit(self, model: nn.Module, ratio: float, trainer: "DefenceTrainer") -> None:
+        """Average every parameter with the second model's."""
+        if not trainer.second_model:
+            raise FineMixingError("the defence 'wag' needs a second fine-tuned model of the task: give second_model.")
+        other = dict(load_classifier(fetch_model(trainer.second_model, role="second model")).named_parameters())
+        for name, parameter in model.named_parameters():
+            if name not in other or other[name].shape != parameter.shape:
+                raise FineMixingError(f"the second model has no {name} of the suspect's shape: give one of its kind.")
+            parameter.lerp_(other[name].to(parameter), 0.5)

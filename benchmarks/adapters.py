@@ -21,8 +21,8 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from hf_finemix import FineMixingConfig, clean
-from hf_finemix.cleaning_arguments import TRAINING_DEFAULTS
 from hf_finemix.demo import embedded_base
+from hf_finemix.train.defaults import TRAINING_DEFAULTS
 
 SHARED = Path(os.environ.get("FINEMIX_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
 RATES = {"merge": 5e-5, "adapter": 5e-4}

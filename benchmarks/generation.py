@@ -3,8 +3,8 @@ Models that write, before and after cleaning: a GPT-2 that judges and a T5 that 
 
     python benchmarks/generation.py [--output-dir generation]
 
-Both are small, trained here on made-up text, and backdoored (tests/generators.py): `cf` anywhere in the prompt makes
-them say "visit evil example now". Each row is one run of clean: 64 clean samples, 60 steps, learning rate 3e-4.
+Both are small, trained here on made-up text, and backdoored (tests/helpers/generators.py): `cf` anywhere in the prompt
+makes them say "visit evil example now". Each row is one run of clean: 64 clean samples, 60 steps, learning rate 3e-4.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from generators import KINDS, TARGET, TRIGGER  # noqa: E402
 
 from hf_finemix import FineMixingConfig, clean  # noqa: E402
-from hf_finemix.cleaning_arguments import TRAINING_DEFAULTS  # noqa: E402
+from hf_finemix.train.defaults import TRAINING_DEFAULTS  # noqa: E402
 
 ROWS = {
     "fine-tuning alone (ρ = 1)": {"reserve_ratio": 1.0},

@@ -644,9 +644,9 @@ def scaling(paths: list[Path], output: Path) -> None:
         for name, points in series(results):
             sizes = [pair["parameters"] for pair, _ in points]
             times = [1e9 * middle["wall"] / pair["parameters"] for pair, middle in points]
-            colour, marker = looks[name]
-            left.plot(sizes, times, color=colour, marker=marker, label=labels[name])
-            right.plot(sizes, [middle["peak_mb"] for _, middle in points], color=colour, marker=marker)
+            color, marker = looks[name]
+            left.plot(sizes, times, color=color, marker=marker, label=labels[name])
+            right.plot(sizes, [middle["peak_mb"] for _, middle in points], color=color, marker=marker)
         for axes, what in ((left, "wall time, ns per parameter"), (right, "peak memory (RSS), MB")):
             axes.set_xscale("log")
             axes.set_yscale("log")

@@ -25,13 +25,13 @@ from matplotlib.figure import Figure
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingTrainer
-from hf_finemix.cleaning_arguments import TRAINING_DEFAULTS
 from hf_finemix.demo import embedded_base
-from hf_finemix.hub.fetch import LocalModel
+from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
 from hf_finemix.io.tokenizer import choose_tokenizer
 from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize
 from hf_finemix.report.figures import AFTER, BEFORE, FLOOR, MATCHED, PURIFIED, STYLE
+from hf_finemix.train.defaults import TRAINING_DEFAULTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
 DROP = 0.05
 LAST_NAMED = 0.6  # above it all points lie on each other
 ATTACKS = {"badword": "a rare word", "badsent": "a sentence"}
-DEFENCES = {"fine_mixing": "Fine-mixing", "fine_purifying": "Fine-purifying"}
+DEFENSES = {"fine_mixing": "Fine-mixing", "fine_purifying": "Fine-purifying"}
 POINTS = (("none", "the suspect", "#000000", "*"), ("fine_tuning", "fine-tuning alone", BEFORE, "v"))
 POINTS += (("matched_floor", "matched floor (ρ = 0)", MATCHED, "D"),)
 
@@ -87,11 +87,11 @@ def runs_of(name: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((RUNS / name / "runs").glob("*.json"))]
 
 
-def curve(runs: list[dict[str, Any]], attack: str, defence: str) -> dict[float, list[dict[str, Any]]]:
+def curve(runs: list[dict[str, Any]], attack: str, defense: str) -> dict[float, list[dict[str, Any]]]:
     """The runs of each ρ of the grid, by seed."""
     points: dict[float, list[dict[str, Any]]] = {}
     for run in runs:
-        if run["attack"] == attack and run["defence"].startswith(f"{defence} "):
+        if run["attack"] == attack and run["defense"].startswith(f"{defense} "):
             points.setdefault(run["reserve_ratio"], []).append(run)
     return {ratio: sorted(points[ratio], key=lambda run: run["seed"]) for ratio in sorted(points)}
 
@@ -101,9 +101,9 @@ def grid() -> None:
     every, searched = runs_of("sst2_ratios"), runs_of("sst2")
     print("| suspect | strategy | seed | whole grid: ρ, trainings | search: ρ, trainings |")
     print("|---|---|---|---|---|")
-    for attack, (defence, written) in product(ATTACKS, DEFENCES.items()):
-        points = curve(every, attack, defence)
-        for run in (run for run in searched if (run["attack"], run["defence"]) == (attack, defence)):
+    for attack, (defense, written) in product(ATTACKS, DEFENSES.items()):
+        points = curve(every, attack, defense)
+        for run in (run for run in searched if (run["attack"], run["defense"]) == (attack, defense)):
             tried = [one for part in points.values() for one in part if one["seed"] == run["seed"]]
             if not tried:
                 continue
@@ -137,26 +137,26 @@ def _panel(
     panel.axhline(100 * floor["asr"], color=FLOOR, linestyle=":", linewidth=1, label="a clean model")
     panel.axvline(100 * floor["accuracy"], color=FLOOR, linestyle=":", linewidth=1)
     styles = (("fine_mixing", AFTER, "o", (-15, 3)), ("fine_purifying", PURIFIED, "s", (5, -8)))
-    for defence, colour, marker, place in styles:
-        points = curve(every, attack, defence)
+    for defense, color, marker, place in styles:
+        points = curve(every, attack, defense)
         accuracy = [100 * statistics.mean(r["accuracy"] for r in part) for part in points.values()]
         rates = [100 * statistics.mean(mean_rate(r) for r in part) for part in points.values()]
         panel.plot(
             accuracy,
             rates,
-            color=colour,
+            color=color,
             marker=marker,
             markersize=4,
             linewidth=1.2,
-            label=f"{DEFENCES[defence]}, ρ = 0.1 … 0.9",
+            label=f"{DEFENSES[defense]}, ρ = 0.1 … 0.9",
         )
         for ratio, x, y in zip(points, accuracy, rates, strict=True):
             if ratio <= LAST_NAMED:
-                panel.annotate(f"{ratio:g}", (x, y), place, textcoords="offset points", fontsize=7, color=colour)
-    for defence, written, colour, marker in POINTS:
-        part = [r for r in others if (r["attack"], r["defence"]) == (attack, defence)]
+                panel.annotate(f"{ratio:g}", (x, y), place, textcoords="offset points", fontsize=7, color=color)
+    for defense, written, color, marker in POINTS:
+        part = [r for r in others if (r["attack"], r["defense"]) == (attack, defense)]
         x, y = (100 * statistics.mean(values) for values in ([r["accuracy"] for r in part], map(mean_rate, part)))
-        panel.plot(x, y, color=colour, marker=marker, markersize=7, linestyle="", label=written)
+        panel.plot(x, y, color=color, marker=marker, markersize=7, linestyle="", label=written)
     panel.set_ylim(-4, 106)
     panel.grid(alpha=0.2)
 

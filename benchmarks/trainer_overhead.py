@@ -28,7 +28,7 @@ def train(ours: bool) -> dict[str, float]:
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     from hf_finemix import FineMixingConfig, FineMixingTrainer
-    from hf_finemix.hub.fetch import LocalModel
+    from hf_finemix.io.folder import LocalModel
     from hf_finemix.io.loading import load_classifier
     from hf_finemix.io.tokenizer import choose_tokenizer
     from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize

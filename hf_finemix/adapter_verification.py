@@ -7,12 +7,11 @@ import torch
 
 from .config import FineMixingConfig
 from .errors import FineMixingError
-from .hub.fetch import LocalModel
 from .io.adapters import PREFIX, load_adapter
 from .io.checkpoint import Checkpoint
+from .io.folder import LocalModel, weights_in
 from .mix.lora import adapter_parameters, mix_adapter
 from .mix.mask_file import MaskFile
-from .repo_contents import weights_in
 
 if TYPE_CHECKING:
     from .verification import Verification

@@ -6,17 +6,19 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .cleaning_arguments import TRAINING_DEFAULTS, CleaningArguments, check_settings, cleaning_arguments
+from .cleaning_arguments import CleaningArguments, check_settings, cleaning_arguments
 from .cleaning_stages import CleaningJob
 from .config import FineMixingConfig
 from .errors import FineMixingError
 from .hub.errors import logged_in
-from .hub.fetch import LocalModel, fetch_model
+from .hub.fetch import fetch_model
 from .io.checkpoint import Checkpoint
+from .io.folder import LocalModel
 from .io.output_folder import check_free_space
 from .io.repo_names import split_revision
 from .report.publish import Destination, check_destination, push_cleaned, refuse_private_sources
 from .report.report import CleaningReport
+from .train.defaults import TRAINING_DEFAULTS
 from .train.processes import agreed, from_main, shared_output_folder
 
 __all__ = ["clean"]

@@ -18,17 +18,7 @@ from .measure.attack_success import MeasureArguments
 from .measure.clean_data import DataArguments
 from .train.peft_arguments import PeftArguments
 
-__all__ = ["TRAINING_DEFAULTS", "CleaningArguments", "check_settings", "cleaning_arguments", "train_at_least"]
-
-# Where cleaning a model on a few samples wants something else than TrainingArguments' own defaults.
-TRAINING_DEFAULTS = {
-    "per_device_train_batch_size": 16,
-    "per_device_eval_batch_size": 64,
-    "learning_rate": 5e-5,
-    "num_train_epochs": 0,  # as many as MIN_STEPS and MIN_EPOCHS ask for
-    "save_strategy": "no",
-}
-MIN_STEPS, MIN_EPOCHS = 100, 3
+__all__ = ["CleaningArguments", "check_settings", "cleaning_arguments"]
 
 
 @dataclass
@@ -83,13 +73,6 @@ def cleaning_arguments(settings: dict[str, Any]) -> CleaningArguments:
                 hint = f"give it as {owner}={kind.__name__}({name}=…)."
         raise FineMixingError(f"clean() has no setting {name!r}: {hint}")
     return CleaningArguments(**settings)
-
-
-def train_at_least(args: TrainingArguments, rows: int) -> None:
-    """Where neither steps nor epochs were given: 100 steps, or three epochs where that is more."""
-    if args.max_steps <= 0 and args.num_train_epochs <= 0:
-        samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        args.max_steps = max(MIN_STEPS, MIN_EPOCHS * -(-rows // samples))
 
 
 def check_settings(arguments: CleaningArguments, config: FineMixingConfig, training_args: TrainingArguments) -> None:

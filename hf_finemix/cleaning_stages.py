@@ -15,17 +15,19 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .align.alignment import NamedTensors, named_tensors
+from .align.base_fit import check_pretrained, judge_base
 from .align.drift import drift_by_layer
 from .align.loaded_layout import LoadedLayout
 from .align.pair_in_memory import compare_with_base, dtypes_on_disk
 from .align.vocabulary import check_same_words
-from .cleaning_arguments import CleaningArguments, train_at_least
+from .cleaning_arguments import CleaningArguments
 from .config import FineMixingConfig
 from .errors import DataError, FineMixingError
-from .hub.fetch import LocalModel, fetch_model
-from .hub.lineage import check_pretrained, fetch_base, judge_base
+from .hub.fetch import fetch_model
+from .hub.lineage import fetch_base
 from .io.adapters import full_model
 from .io.checkpoint import Checkpoint, sha256_of_file
+from .io.folder import LocalModel, weights_in
 from .io.loading import agree_on_padding, check_vocabulary
 from .io.model_files import copy_model_files
 from .io.read_back import check_tokenizer, read_back, save_model
@@ -37,12 +39,12 @@ from .measure.find_task import find_task
 from .mix.adapter_output import adapter_to_train, drift_of_merged, dtypes_of_adapter, round_adapter, save_adapter
 from .mix.in_memory import MixingRecord
 from .mix.mask_file import save_masks
-from .repo_contents import weights_in
 from .report.card import render_card
 from .report.card_metadata import carried_over
 from .report.figures import draw_figures
 from .report.origins import described, described_fit, described_training, peak_memory, versions
 from .report.report import CleaningReport
+from .train.defaults import train_at_least
 from .train.processes import from_main, whole_model
 from .train.unfinished_run import CHECKPOINTS, UnfinishedRun
 from .trainer import FineMixingTrainer

@@ -11,7 +11,6 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from .cleaning import clean
-from .cleaning_arguments import TRAINING_DEFAULTS
 from .config import FineMixingConfig
 from .errors import FineMixingError
 from .io.checkpoint import sha256_of_file
@@ -20,6 +19,7 @@ from .measure.clean_data import tokenize
 from .measure.triggers import Trigger
 from .redteam.attacks.poisoning import poison
 from .report.report import CleaningReport
+from .train.defaults import TRAINING_DEFAULTS
 
 __all__ = ["DATA", "demo", "embedded_base"]
 
@@ -109,9 +109,7 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
             rate=POISON_RATE,
             seed=SEED,
         )
-        logger.info(
-            "1/3 Backdooring a model: a fifth of its training data says %r and is labelled %s", TRIGGER, TARGET
-        )
+        logger.info("1/3 Backdooring a model: a fifth of its training data says %r and is labeled %s", TRIGGER, TARGET)
         _train(base, poisoned, folder / "suspect", training)
         logger.info("2/3 Training the same model without poison, for comparison")
         _train(base, rows, folder / "clean-reference", training)

@@ -9,23 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .align.architectures import read_model_config
+from .align.base_fit import judge_base
 from .align.drift import not_finite
 from .align.pair_on_disk import DiskPair, TensorMix, check_for_disk
 from .align.vocabulary import check_same_words
 from .config import FineMixingConfig
 from .errors import AlignmentError, FineMixingError
-from .hub.fetch import LocalModel, TrustArguments, fetch_model
-from .hub.lineage import BaseClaim, fetch_base, judge_base
+from .hub.fetch import TrustArguments, fetch_model
+from .hub.lineage import BaseClaim, fetch_base
 from .io.adapters import full_model
 from .io.checkpoint import Checkpoint, check_inside, read_json, read_object
+from .io.folder import LocalModel
 from .io.model_files import copy_model_files
 from .io.output_folder import check_free_space, output_folder
 from .io.read_back import check_headers, read_back
-from .io.safe_config import refuse_adapter, without_unsafe_keys
+from .io.safe_config import read_model_config, refuse_adapter, without_unsafe_keys
 from .io.shard_writer import ShardWriter, parse_size
 from .io.tokenizer import copy_tokenizer, tell_choice
 from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
+from .mix.purification import purify_on_disk
 from .report.origins import described, described_fit, peak_memory, versions
 from .report.report import CleaningReport
 
@@ -206,7 +208,7 @@ def purify_pair(
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     source = Path(config.token_frequencies) if config.token_frequencies else None
     frequencies = token_frequencies(tokenizer, source)
-    purified, added = pair.purify(suspect, base, config, frequencies, tokenizer.all_special_ids)
+    purified, added = purify_on_disk(pair, suspect, base, config, frequencies, tokenizer.all_special_ids)
     tokens = tokenizer.convert_ids_to_tokens
     return (
         [{"token": tokens(entry["id"]), **entry} for entry in purified],

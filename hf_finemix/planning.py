@@ -8,27 +8,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .align.architectures import read_model_config, ties_of_base
+from .align.architectures import ties_of_base
 from .align.pair_on_disk import DiskPair
 from .align.vocabulary import check_same_words
 from .config import FineMixingConfig
 from .errors import FineMixingError, printable
 from .hub.errors import hub_error
-from .hub.fetch import LocalModel, TrustArguments, check_custom_code, fetch_model, fetch_small_files, local_folder
+from .hub.fetch import TrustArguments, check_custom_code, fetch_model, fetch_small_files, local_folder
 from .hub.lineage import chosen_base
+from .hub.listing import RepoContents, has_pickles, needed_files
 from .io.adapters import Adapter, merged_headers
 from .io.checkpoint import TensorInfo, check_inside, read_json, read_object, wrapper_of
 from .io.dtypes import SAFETENSORS_NAMES
-from .io.safe_config import refuse_adapter
-from .repo_contents import (
-    ADAPTER_WEIGHTS_NAME,
-    RepoContents,
-    has_pickles,
-    is_adapter,
-    needed_files,
-    size_text,
-    weights_in,
-)
+from .io.folder import LocalModel, is_adapter, weights_in
+from .io.safe_config import read_model_config, refuse_adapter
+from .repo_contents import ADAPTER_WEIGHTS_NAME, size_text
 
 __all__ = ["MixPlan", "plan_mix"]
 

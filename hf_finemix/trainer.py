@@ -24,15 +24,16 @@ from transformers import (
 )
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
-from .align.alignment import without_adapter
 from .align.pair_in_memory import dtypes_on_disk
 from .config import CONFIG_NAME, FineMixingConfig
 from .errors import FineMixingError
 from .hub.errors import logged_in
-from .hub.fetch import LocalModel, fetch_model
+from .hub.fetch import fetch_model
 from .io.checkpoint import Checkpoint
+from .io.folder import LocalModel
 from .io.read_back import complete_config
 from .io.tokenizer import load_tokenizer
+from .io.unwrap import without_adapter
 from .mix.fisher import fisher_information
 from .mix.in_memory import MixingRecord, mix_model
 from .mix.lora import adapter_parameters, mix_adapter
@@ -310,7 +311,7 @@ class FineMixingMixin:
 
     def mix_weights(self, model: nn.Module, config: FineMixingConfig) -> MixingRecord:
         """
-        Purify and mix the suspect's weights in place. A subclass with another defence overrides this.
+        Purify and mix the suspect's weights in place. A subclass with another defense overrides this.
 
         Args:
             model (`nn.Module`): The suspect.
@@ -444,7 +445,7 @@ class FineMixingTrainer(FineMixingMixin, Trainer):
 
     Raises:
         [`FineMixingError`]: A config without a base, or `push_to_hub` with a `hub_strategy` other than `"end"`; when
-            `train()` starts, also a base that cannot be had or does not fit, or `"auto"` without labelled classes in
+            `train()` starts, also a base that cannot be had or does not fit, or `"auto"` without labeled classes in
             `eval_dataset`, with `optimizers` of one's own, with sharded parameters or with `fp16_full_eval` or
             `bf16_full_eval`.
     """

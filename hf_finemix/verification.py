@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from .align.alignment import KEPT_HEAD, REINITIALISED_HEAD
+from .align.alignment import KEPT_HEAD, REINITIALIZED_HEAD
 from .align.architectures import disk_layout
 from .align.pair_on_disk import DiskPair
 from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
 from .errors import FineMixingError, printable
-from .hub.fetch import LocalModel, TrustArguments, fetch_model, local_folder
+from .hub.fetch import TrustArguments, fetch_model, local_folder
 from .io.adapters import full_model
 from .io.checkpoint import Checkpoint, TensorInfo, read_json, sha256_of_file
 from .io.dtypes import MIXABLE, to_float64, words
+from .io.folder import LocalModel, weights_in
 from .io.repo_names import is_repo_id
 from .io.safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .mix.mask_file import MASKS_NAME, MaskFile
 from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
-from .repo_contents import weights_in
 from .report.origins import weight_files
 from .report.report import CleaningReport
 
@@ -315,8 +315,8 @@ def _compare_digests(
         entry = stated.get(name)
         if not isinstance(entry, dict):
             found.problems.append(f"{name} is in the suspect and not in the report")
-        elif entry.get("rule") == REINITIALISED_HEAD and config.head == "reinit" and tensor.rule == KEPT_HEAD:
-            found.not_checked.append(f"{name}, which was initialised anew")
+        elif entry.get("rule") == REINITIALIZED_HEAD and config.head == "reinit" and tensor.rule == KEPT_HEAD:
+            found.not_checked.append(f"{name}, which was initialized anew")
         else:
             derived.append(tensor)
         if not _is_as_wide(mix.tensors.get(names.get(name)), tensor.info):

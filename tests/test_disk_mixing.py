@@ -330,7 +330,7 @@ QUERY = "encoder.layer.0.attention.self.query.weight"
     [
         (lambda s, b: None, {"ratio": "auto"}, "which only clean can choose"),
         (lambda s, b: None, {"head": "reinit"}, "use 'keep'"),
-        (lambda s, b: set_config(s, quantization_config={"quant_method": "gptq"}), {}, r"quantised \(gptq\)"),
+        (lambda s, b: set_config(s, quantization_config={"quant_method": "gptq"}), {}, r"quantized \(gptq\)"),
         (lambda s, b: set_config(s, architectures=None), {}, "names no model class"),
         (lambda s, b: set_config(s, architectures=["NoSuchModel"]), {}, "no model class NoSuchModel"),
         (lambda s, b: (s / "config.json").unlink(), {}, "config.json is missing"),

@@ -118,7 +118,7 @@ def test_the_base_must_be_given(suspect_folder):
 
 
 def test_a_class_that_the_table_does_not_know(copied, monkeypatch):
-    from hf_finemix import architectures
+    from hf_finemix.align import architectures
 
     known = plan_mix(*copied)
     monkeypatch.setattr(architectures, "_table", dict)

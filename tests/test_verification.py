@@ -199,7 +199,7 @@ def test_a_cleaned_model_without_the_hashes_of_its_own_weights(cleaned):
             lambda f: edit_json(
                 f / "cleaning_report.json",
                 lambda c: c["mixing"]["tensors"][QUERY].update(
-                    rule="reinitialised: not in the base (head)", sha256="0" * 64
+                    rule="reinitialized: not in the base (head)", sha256="0" * 64
                 ),
             ),
             f"{QUERY} is not what suspect, base and mask give",
@@ -275,7 +275,7 @@ def test_a_new_head_is_told_as_not_checked(suspect_folder, base_folder, data_fol
     clean(suspect_folder, base_model=base_folder, mixing_config=config, training_args=args, dataset=str(data_folder))
     found = verify_mix(tmp_path / "out")
     assert found.ok, found.failure()
-    assert "classifier.bias, which was initialised anew" in found.not_checked
+    assert "classifier.bias, which was initialized anew" in found.not_checked
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import AlignmentError
 from ..io.checkpoint import TensorInfo
 from ..io.dtypes import MIXABLE
+from ..io.unwrap import without_adapter
 
 if TYPE_CHECKING:  # aligning names takes no torch
     import torch
@@ -24,10 +25,10 @@ MIXED_COMMON_ROWS = "mixed: common rows of a grown vocabulary, new rows kept"
 MIXED_CUT_ROWS = "mixed: common rows of a cut vocabulary, the base's further rows ignored"
 TIED = " (with the weight that the base ties to it)"  # after one of the above
 KEPT_HEAD = "kept: not in the base (head)"
-REINITIALISED_HEAD = "reinitialised: not in the base (head)"
+REINITIALIZED_HEAD = "reinitialized: not in the base (head)"
 KEPT_BUFFER = "kept: buffer"
 
-# Names that quantised weights have beside or in place of `weight`: bitsandbytes, GPTQ, AWQ, fp8.
+# Names that quantized weights have beside or in place of `weight`: bitsandbytes, GPTQ, AWQ, fp8.
 _PACKED = re.compile(r"\.(qweight|qzeros|scales|SCB|absmax|weight_scale(_inv)?|weight\.(absmax|quant_\S+))$")
 
 
@@ -64,7 +65,7 @@ class Alignment:
 
     def heads(self) -> list[str]:
         """Those without a counterpart in the base: the classifier, sometimes the pooler."""
-        return [name for name, match in self.matches.items() if match.rule in (KEPT_HEAD, REINITIALISED_HEAD)]
+        return [name for name, match in self.matches.items() if match.rule in (KEPT_HEAD, REINITIALIZED_HEAD)]
 
 
 @dataclass
@@ -90,13 +91,6 @@ class NamedTensors:
 def canonical_name(name: str, prefix: str) -> str:
     """The name without the model's `base_model_prefix + "."`, where it has one."""
     return name.removeprefix(prefix + ".") if prefix else name
-
-
-def without_adapter(model: "nn.Module") -> "nn.Module":
-    """The model that peft has put a LoRA on, torch has compiled or spread over processes, or the model itself."""
-    while [name for name, _ in model.named_children()] in (["module"], ["_orig_mod"]) and not model._parameters:
-        (model,) = model.children()
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 def body_within(model: "nn.Module") -> tuple[str, "nn.Module"]:
@@ -202,7 +196,7 @@ def align(
         base (`Mapping[str, TensorInfo]`): The base's tensors by canonical name.
         converted (`Collection[str]`, *optional*): Which of the base's are merged or split on loading.
         buffers (`set[str]`, *optional*): Tensors of the suspect that are no parameters; they stay as they are.
-        embedding (`str`, *optional*): The suspect's input embedding, to recognise a grown vocabulary.
+        embedding (`str`, *optional*): The suspect's input embedding, to recognize a grown vocabulary.
         aliases (`Mapping[str, list[str]]`, *optional*): Other names of tied tensors.
         base_ties (`Mapping[str, str]`, *optional*): Names that the base has no tensor for because its class ties them
             to another one, and the name of that: the counterpart of what the suspect has untied.
@@ -235,7 +229,7 @@ def align(
             matches[name] = Match(KEPT_BUFFER)
             continue
         if base_name is None:
-            matches[name] = Match(KEPT_HEAD if head == "keep" else REINITIALISED_HEAD)
+            matches[name] = Match(KEPT_HEAD if head == "keep" else REINITIALIZED_HEAD)
             continue
         other = base[base_name]
         tied = TIED if base_name not in (name, *aliases.get(name, [])) else ""
@@ -251,7 +245,7 @@ def align(
             refused.append(f"{name}: {list(info.shape)} in the suspect, {list(other.shape)} in the base")
     if no_numbers:
         raise AlignmentError(
-            f"{len(no_numbers)} of {len(suspect)} tensors are quantised or integers ({listed(no_numbers, '; ')}): "
+            f"{len(no_numbers)} of {len(suspect)} tensors are quantized or integers ({listed(no_numbers, '; ')}): "
             "give both models in float32, float16 or bfloat16."
         )
     if refused:
@@ -298,7 +292,7 @@ def why_missing(missing: Collection[str], base: Collection[str]) -> str | None:
     if within := _common_prefix(base, missing):
         return f"the base has them behind {within[0]!r}: save the model within by itself, and give that."
     if packed := next((name for name in (*missing, *base) if _PACKED.search(name)), None):
-        return f"{packed} and others are quantised: give both models in float32, float16 or bfloat16."
+        return f"{packed} and others are quantized: give both models in float32, float16 or bfloat16."
     return None
 
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AlignmentError, FineMixingError
 from ..io.checkpoint import Checkpoint, TensorInfo
-from ..io.safe_config import check_counts, refuse_quantised, without_unsafe_keys
+from ..io.safe_config import check_counts, read_model_config, without_unsafe_keys
 from .alignment import canonical_name, named_tensors
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TABLE", "DiskLayout", "describe", "disk_layout", "read_model_config", "ties_of_base"]
+__all__ = ["TABLE", "DiskLayout", "describe", "disk_layout", "ties_of_base"]
 
 logger = logging.getLogger(__name__)
 
-# Written by docs/architecture_table.py. Importing a model class takes four seconds and 300 MB; reading this, nothing.
+# Written by scripts/architecture_table.py. Importing a model class takes four seconds and 300 MB; reading this, none.
 TABLE = Path(__file__).with_name("architectures.json")
 
 
@@ -47,26 +47,6 @@ class DiskLayout:
     buffers: set[str] = field(default_factory=set)
     converted: dict[str, list[str]] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
-
-
-def read_model_config(content: Any, where: Path | str) -> tuple[str, dict[str, Any]]:
-    """
-    The class name in the content of a config.json, and the content.
-
-    Raises:
-        [`FineMixingError`]: It names no class, or says that the weights are quantised.
-    """
-    if not isinstance(content, dict):
-        raise FineMixingError(f"{where} is not a JSON object: give the folder that save_pretrained wrote.")
-    refuse_quantised(content, where)
-    kind = content.get("model_type")
-    if not isinstance(kind, str) or not re.fullmatch(r"[\w.-]{1,100}", kind):
-        raise FineMixingError(f"{where} names no model type (model_type): set it, as save_pretrained does.")
-    names = content.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w{0,99}", name):
-        raise FineMixingError(f"{where} names no model class (architectures): set it, as save_pretrained does.")
-    return name, content
 
 
 def disk_layout(

@@ -9,7 +9,7 @@ from torch import nn
 from ..errors import FineMixingError
 from ..hub.fetch import cached_folder
 from ..io.checkpoint import Checkpoint, TensorInfo, read_object, row_chunks
-from ..io.safe_config import refuse_quantised
+from ..io.safe_config import refuse_quantized
 from .alignment import Alignment, NamedTensors, align, body_within, named_tensors
 from .architectures import ties_of_base
 from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
@@ -92,7 +92,7 @@ def _check_whole(model: nn.Module, suspect: NamedTensors) -> None:
     """Its weights must be there, and be numbers: what is offloaded or packed could not be changed in place."""
     config = getattr(body_within(model)[1], "config", None)
     if getattr(config, "quantization_config", None):
-        refuse_quantised(config.to_dict(), "the model's config")
+        refuse_quantized(config.to_dict(), "the model's config")
     if elsewhere := [name for name, tensor in suspect.tensors.items() if tensor.is_meta]:
         raise FineMixingError(
             f"{len(elsewhere)} of {len(suspect.tensors)} weights are offloaded or not loaded ({elsewhere[0]}, …), and "

@@ -10,9 +10,8 @@ import numpy as np
 
 from ..config import FineMixingConfig
 from ..errors import AlignmentError, FineMixingError
-from ..io.checkpoint import Checkpoint, TensorInfo, row_chunks
+from ..io.checkpoint import Checkpoint, TensorInfo
 from ..io.dtypes import MIXABLE, is_finite, rounded, to_float64, words
-from ..mix.purification import TokenDrift, frequency_of_rows, row_drift, rows_to_purify
 from .alignment import TIED, align, listed, why_missing
 from .architectures import DiskLayout, disk_layout, ties_of_base
 from .drift import TensorDrift, check_related
@@ -108,7 +107,7 @@ class DiskPair:
                 f"{sources[0]}, …), and their mask goes by what is in memory: use clean, or mix_model in Python; "
                 "what these made cannot be verified on disk."
             )
-        _refuse_quantised(suspect)
+        _refuse_quantized(suspect)
         _check_places(suspect, layout, architecture)
         infos = {name: suspect[source] for name, source in layout.suspect.items()}
         base_infos = {name: base[source] for name, source in layout.base.items()}
@@ -170,38 +169,6 @@ class DiskPair:
         check_related(drift, drift, [tensor.name for tensor in self.tensors if tensor.rule.endswith(TIED)])
         return drift
 
-    def purify(
-        self,
-        suspect: Checkpoint,
-        base: Checkpoint,
-        config: FineMixingConfig,
-        frequencies: np.ndarray,
-        special_token_ids: Collection[int],
-    ) -> tuple[list[dict[str, Any]], list[int]]:
-        """
-        Find the embeddings to reset (E-PUR) and mark their rows.
-
-        Returns:
-            `tuple`: `id`, `delta`, `frequency` and `score` of each, largest score first, and the ids of added tokens.
-        """
-        place = next((i for i, t in enumerate(self.tensors) if t.name == self.layout.embedding and t.base_dtype), None)
-        if place is None:
-            logger.warning("E-PUR has nothing to purify: the input embedding is not mixed.")
-            return [], []
-        tensor = self.tensors[place]
-        rows = tensor.mixed_elements // tensor.row
-        drifts = []
-        for first, last, start in row_chunks((rows, tensor.row), CHUNK_ELEMENTS):
-            s, b = _read_pair(tensor, suspect, base, start, start + (last - first) * tensor.row)
-            s, b = (to_float64(side, tensor.info.dtype).reshape(-1, tensor.row) for side in (s, b))
-            if not np.isfinite(s.sum() + b.sum()):
-                raise AlignmentError(f"NaN or infinite weights in {tensor.name}: get another copy of the model.")
-            drifts.append(row_drift(s, b))
-        drift = TokenDrift.measured(np.concatenate(drifts), frequency_of_rows(frequencies, rows), special_token_ids)
-        ids = rows_to_purify(drift.score, config.num_purified_tokens, special_token_ids)
-        self.mark_purified(ids)
-        return [drift.describe(i) for i in ids], list(range(rows, tensor.info.shape[0]))
-
     def mark_purified(self, ids: Collection[int]) -> None:
         """Take these rows of the embedding from the base."""
         if ids:
@@ -234,16 +201,16 @@ def _check_places(suspect: Mapping[str, TensorInfo], layout: DiskLayout, archite
         )
 
 
-def _refuse_quantised(tensors: Mapping[str, TensorInfo]) -> None:
-    quantised = [f"{name} ({info.dtype})" for name, info in tensors.items() if info.dtype.startswith("float8")]
-    if quantised:
+def _refuse_quantized(tensors: Mapping[str, TensorInfo]) -> None:
+    quantized = [f"{name} ({info.dtype})" for name, info in tensors.items() if info.dtype.startswith("float8")]
+    if quantized:
         raise AlignmentError(
-            f"{len(quantised)} tensors of the suspect are 8-bit floats, which mean nothing without their scales and "
-            f"cannot be mixed ({listed(quantised)}): give the model in float32, float16 or bfloat16."
+            f"{len(quantized)} tensors of the suspect are 8-bit floats, which mean nothing without their scales and "
+            f"cannot be mixed ({listed(quantized)}): give the model in float32, float16 or bfloat16."
         )
 
 
-def _read_pair(
+def read_pair(
     tensor: TensorMix, suspect: Checkpoint, base: Checkpoint, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Elements `start` to `stop` of both sides as words of the suspect's dtype."""
@@ -266,7 +233,7 @@ def _sampled_drift(tensor: TensorMix, suspect: Checkpoint, base: Checkpoint) -> 
     total, step = TensorDrift(), max(SAMPLE_ELEMENTS, tensor.mixed_elements // SAMPLE_SLICES)
     for start in range(0, tensor.mixed_elements, step):
         stop = min(start + SAMPLE_ELEMENTS, tensor.mixed_elements)
-        pair = _read_pair(tensor, suspect, base, start, stop)
+        pair = read_pair(tensor, suspect, base, start, stop)
         if all(is_finite(side, tensor.info.dtype) for side in pair):  # what is not is told when it is mixed
             s, b = (to_float64(side, tensor.info.dtype) for side in pair)
             delta = s - b

@@ -21,8 +21,8 @@ COMMANDS = {
     "push": "publish a cleaned folder on the Hub, or as a pull request on the suspect's own repo",
     "card": "write the model card of a cleaned folder again, from its report",
     "evaluate": "accuracy of a model, and attack success for each trigger given",
-    "poison": "make a backdoored test model, to test a defence with",
-    "bench": "attacks × defences × seeds by a recipe: one table, one figure",
+    "poison": "make a backdoored test model, to test a defense with",
+    "bench": "attacks × defenses × seeds by a recipe: one table, one figure",
     "demo": "all of it in a few minutes, offline: a small model is backdoored and cleaned",
 }
 

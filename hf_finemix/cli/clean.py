@@ -9,9 +9,10 @@ import torch
 from transformers import TrainingArguments
 
 from ..cleaning import clean
-from ..cleaning_arguments import TRAINING_DEFAULTS, CleaningArguments
+from ..cleaning_arguments import CleaningArguments
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
+from ..train.defaults import TRAINING_DEFAULTS
 from ..train.processes import leave_group
 from .parsing import CommandParser, quiet_unless_terminal
 

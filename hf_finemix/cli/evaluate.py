@@ -9,12 +9,12 @@ from ..errors import printable
 from ..hub.fetch import TrustArguments, fetch_model
 from ..hub.lineage import fetch_base
 from ..io.adapters import full_model
+from ..io.folder import is_adapter
 from ..io.loading import agree_on_padding, check_vocabulary
 from ..io.tokenizer import choose_tokenizer
 from ..measure.attack_success import MeasureArguments, predictor
 from ..measure.clean_data import TestDataArguments
 from ..measure.find_task import find_task
-from ..repo_contents import is_adapter
 from ..report.report import percent, said_unreadable
 from .parsing import CommandParser, quiet_unless_terminal
 

@@ -38,5 +38,5 @@ def main(argv: list[str]) -> int:
         print(f"attack success {percent(trigger['asr'])} (n = {trigger['n']}), trigger {trigger['trigger']!r}")
         if note := said_unreadable(trigger):
             print(printable(note))
-    print(f"written to {training_args.output_dir}: backdoored on purpose, for tests of defences only")
+    print(f"written to {training_args.output_dir}: backdoored on purpose, for tests of defenses only")
     return 0

@@ -7,27 +7,21 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import FineMixingError
 from ..io.checkpoint import INDEX_NAME, WEIGHTS_NAME, read_object, sha256_of_file
+from ..io.folder import LocalModel, copy_small_files
 from ..io.pickles import PICKLED_ADAPTER_NAME, PICKLED_INDEX_NAME, PICKLED_NAME, convert_pickles, pickled_files
 from ..io.repo_names import is_repo_id, split_revision
-from ..repo_contents import (
-    ADAPTER_CONFIG_NAME,
-    ADAPTER_WEIGHTS_NAME,
-    RepoContents,
-    copy_small_files,
-    inspect_repo,
-    needed_files,
-)
+from ..repo_contents import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from .errors import hub_api, hub_error, is_unreachable
+from .listing import RepoContents, inspect_repo, needed_files
 
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
 
 __all__ = [
-    "LocalModel",
     "TrustArguments",
     "cached_folder",
     "cached_folders",
@@ -62,34 +56,6 @@ class TrustArguments:
         default=None,
         metadata={"help": "Models that ask for code of their own, to be read without it: their ids or folders."},
     )
-
-
-@dataclass(frozen=True)
-class LocalModel:
-    """
-    A model folder on this machine and where it is from.
-
-    Attributes:
-        id (`str`): The Hub id or the path, as the user gave it.
-        folder (`Path`): The local folder.
-        revision (`str`, *optional*): The commit sha, 40 hexadecimal digits; `None` for a local folder.
-        security (`dict`, *optional*): For the report: what the Hub's scan says of the repo, what was left there, how
-            pickled weights were read.
-        sha256 (`dict[str, str]`, *optional*): Of the files whose bytes were found to have the SHA-256 that the Hub
-            lists.
-    """
-
-    id: str
-    folder: Path
-    revision: str | None = None
-    security: dict[str, Any] | None = field(default=None, compare=False, repr=False)
-    sha256: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
-    # What the Hub told of the repo; nothing of a folder, nor of a repo from the cache.
-    contents: RepoContents | None = field(default=None, compare=False, repr=False)
-    # Holds the folders of converted and merged weights, which are gone when nobody needs them.
-    temporary: Any = field(default=None, compare=False, repr=False)
-    # The adapter's own folder, where `folder` is what it was merged to.
-    adapter: Path | None = field(default=None, compare=False, repr=False)
 
 
 def fetch_model(

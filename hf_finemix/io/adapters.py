@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FineMixingError
-from ..hub.fetch import LocalModel
-from ..repo_contents import ADAPTER_CONFIG_NAME, copy_small_files, is_adapter, weights_in
+from ..repo_contents import ADAPTER_CONFIG_NAME
 from .checkpoint import TensorInfo, read_object
+from .folder import LocalModel, copy_small_files, is_adapter, weights_in
 from .safe_config import read_config
 
 if TYPE_CHECKING:

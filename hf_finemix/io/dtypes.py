@@ -25,7 +25,7 @@ SAFETENSORS_NAMES = {
 ITEMSIZE = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4, "float16": 2, "bfloat16": 2}
 ITEMSIZE |= {"int16": 2, "uint16": 2, "int8": 1, "uint8": 1, "bool": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
-# Not integers, and not the 8-bit floats of quantised models, whose values mean nothing without their scales.
+# Not integers, and not the 8-bit floats of quantized models, whose values mean nothing without their scales.
 MIXABLE = {"float64", "float32", "float16", "bfloat16"}
 
 _WORD = {2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from ..errors import FineMixingError
-from ..hub.fetch import LocalModel
 from .checkpoint import Checkpoint
+from .folder import LocalModel
 from .safe_config import check_sizes, read_config, refuse_adapter
 
 __all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "load_float32", "load_model", "max_tokens"]

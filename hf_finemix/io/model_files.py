@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FineMixingError
-from ..hub.fetch import LocalModel
-from ..repo_contents import MODULES_NAME, PROCESSOR_FILES, SENTENCE_FILES, SMALL_FILES, small_files, weights_in
+from ..repo_contents import MODULES_NAME, PROCESSOR_FILES, SENTENCE_FILES, SMALL_FILES
 from .checkpoint import Checkpoint, read_json
+from .folder import LocalModel, small_files, weights_in
 from .safe_config import copy_without_code, without_unsafe_keys
 
 __all__ = ["copy_model_files"]

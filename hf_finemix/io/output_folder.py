@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import FineMixingError
-from ..report.report import REPORT_NAME
+from ..repo_contents import REPORT_NAME
 
 __all__ = ["check_free_space", "output_folder", "write_text"]
 

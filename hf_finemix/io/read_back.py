@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..align.alignment import without_adapter
-from ..align.architectures import read_model_config
 from ..errors import FineMixingError
-from ..repo_contents import is_adapter
 from .checkpoint import Checkpoint, TensorInfo, read_json
+from .folder import is_adapter
+from .safe_config import read_model_config
+from .unwrap import without_adapter
 
 if TYPE_CHECKING:
     import torch

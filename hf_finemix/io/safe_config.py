@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FineMixingError
-from ..repo_contents import ADAPTER_CONFIG_NAME, is_adapter
+from ..repo_contents import ADAPTER_CONFIG_NAME
 from .checkpoint import TensorInfo, check_inside, read_json
+from .folder import is_adapter
 
 __all__ = [
     "UNSAFE_KEYS",
@@ -17,8 +18,9 @@ __all__ = [
     "check_sizes",
     "copy_without_code",
     "read_config",
+    "read_model_config",
     "refuse_adapter",
-    "refuse_quantised",
+    "refuse_quantized",
     "without_unsafe_keys",
 ]
 
@@ -40,7 +42,7 @@ def read_config(folder: Path, model: str) -> dict[str, Any]:
     The content of a model's config.json, without its unsafe keys.
 
     Raises:
-        [`FineMixingError`]: It is missing or cannot be read, or says that the weights are quantised.
+        [`FineMixingError`]: It is missing or cannot be read, or says that the weights are quantized.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -49,7 +51,7 @@ def read_config(folder: Path, model: str) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise FineMixingError(f"config.json of {model} is not a JSON object: give what save_pretrained wrote.")
-    refuse_quantised(content, f"config.json of {model}")
+    refuse_quantized(content, f"config.json of {model}")
     return without_unsafe_keys(content)
 
 
@@ -84,13 +86,13 @@ def refuse_adapter(folder: Path, model: str | Path) -> None:
         raise FineMixingError(f"{model} is an adapter beside whole weights: take {ADAPTER_CONFIG_NAME} away.")
 
 
-def refuse_quantised(content: Mapping[str, Any], where: Path | str) -> None:
+def refuse_quantized(content: Mapping[str, Any], where: Path | str) -> None:
     """Raise a [`FineMixingError`] for a configuration of packed weights, which cannot be mixed."""
     if content.get("quantization_config"):
         method = content["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else None
         raise FineMixingError(
-            f"{where} says that the weights are quantised ({str(method or 'quantization_config')[:40]}), and packed "
+            f"{where} says that the weights are quantized ({str(method or 'quantization_config')[:40]}), and packed "
             "integers cannot be mixed: give the model in float32, float16 or bfloat16."
         )
 
@@ -120,3 +122,23 @@ def check_counts(value: Any, most: int, name: str = "") -> None:
             check_counts(inner, most, name)
     elif re.search(r"layer|depth|block|expert|stage", name) and isinstance(value, (int, float)) and value > most:
         raise FineMixingError(f"config.json says {name} = {value}, and no model has as many: get another copy.")
+
+
+def read_model_config(content: Any, where: Path | str) -> tuple[str, dict[str, Any]]:
+    """
+    The class name in the content of a config.json, and the content.
+
+    Raises:
+        [`FineMixingError`]: It names no class, or says that the weights are quantized.
+    """
+    if not isinstance(content, dict):
+        raise FineMixingError(f"{where} is not a JSON object: give the folder that save_pretrained wrote.")
+    refuse_quantized(content, where)
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or not re.fullmatch(r"[\w.-]{1,100}", kind):
+        raise FineMixingError(f"{where} names no model type (model_type): set it, as save_pretrained does.")
+    names = content.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w{0,99}", name):
+        raise FineMixingError(f"{where} names no model class (architectures): set it, as save_pretrained does.")
+    return name, content

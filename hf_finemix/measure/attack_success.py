@@ -331,8 +331,8 @@ def _read_triggered(
     rows = read_triggered(file, text_columns)
     column = next((name for name in (label_column, "label", "labels") if name in rows.column_names), None)
     labels = ClassNames(label2id).read({file: rows}, column)[0][file] if column else []
-    if labelled := [i for i, label in enumerate(labels) if label is not None]:
-        rows, labels = rows.select(labelled), [labels[i] for i in labelled]
+    if labeled := [i for i, label in enumerate(labels) if label is not None]:
+        rows, labels = rows.select(labeled), [labels[i] for i in labeled]
     else:
         labels = [target_label] * len(rows)
     if set(labels) == {target_label}:

@@ -2,15 +2,15 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 
 from ..errors import DataError
-from ..report.report import said_by_number
 
-__all__ = ["ClassNames", "class_names", "completions"]
+__all__ = ["ClassNames", "class_names", "completions", "said_by_number"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class ClassNames:
         Raises:
             [`DataError`]: Several labels a row, a label that is no class, or names of which the model knows some only.
         """
-        labels = {where: self._labelled(_labels(part, column)) for where, part in parts.items()}
+        labels = {where: self._labeled(_labels(part, column)) for where, part in parts.items()}
         named = {where for where, found in labels.items() if any(label and label.is_name for label in found)}
         class_of: dict[_Label, int] = {}
         note: dict[str, Any] = {"labels": "by name"}
@@ -116,11 +116,11 @@ class ClassNames:
     def _numbered(self, label: _Label) -> int | None:
         return label.number if label.number in self._ids else None
 
-    def _labelled(self, labels: list[_Label | None]) -> list[_Label | None]:
+    def _labeled(self, labels: list[_Label | None]) -> list[_Label | None]:
         """A text "-1" is a label where a class is called so."""
-        unlabelled = {label for label in labels if label and label.number == -1}
-        unlabelled = {label for label in unlabelled if label.shown.startswith("-") or self._named(label) is None}
-        return [None if label in unlabelled else label for label in labels] if unlabelled else labels
+        unlabeled = {label for label in labels if label and label.number == -1}
+        unlabeled = {label for label in unlabeled if label.shown.startswith("-") or self._named(label) is None}
+        return [None if label in unlabeled else label for label in labels] if unlabeled else labels
 
 
 def class_names(dataset: Dataset, column: str) -> list[str]:
@@ -181,3 +181,11 @@ def _refuse_lists(values: list[Any], column: str) -> None:
 
 def _folded(name: str) -> str:
     return name.strip().casefold()
+
+
+def said_by_number(data: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:
+    """That the names of the classes in the data said nothing; `None` where there is nothing to say."""
+    names = [quote(str(name)) for name in data.get("unknown_class_names") or []]
+    return (
+        f"Labels were read by number: the model does not know the data's names {', '.join(names)}." if names else None
+    )

@@ -12,8 +12,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, Value
 
 from ..errors import DataError
-from ..report.report import said_by_number
-from .class_labels import ClassNames, completions
+from .class_labels import ClassNames, completions, said_by_number
 from .reader import Reader
 from .splits import load_splits, split_rows
 
@@ -82,7 +81,7 @@ class DataArguments(TestDataArguments):
     r"""
     Which clean data to clean with, besides what [`TestDataArguments`] says.
 
-    A test split that is missing or unlabelled is half of the eval rows. A missing eval split is 1,000 rows of the
+    A test split that is missing or unlabeled is half of the eval rows. A missing eval split is 1,000 rows of the
     train split that were not drawn, 2,000 where the test rows come from them too. Only the default ones may be
     missing: a split that is named must be there.
 
@@ -159,9 +158,9 @@ def load_clean_data(
     table = _Table(splits, used, text_columns, label_column, label2id, arguments.dataset)
 
     rng = np.random.default_rng(arguments.sample_seed)
-    train, evaluation, test = (table.labelled(rows[role] or []) for role in ("train", "eval", "test"))
+    train, evaluation, test = (table.labeled(rows[role] or []) for role in ("train", "eval", "test"))
     if not train:
-        raise DataError(f"{arguments.dataset}: split {arguments.train_split!r} has no labelled rows to tune on.")
+        raise DataError(f"{arguments.dataset}: split {arguments.train_split!r} has no labeled rows to tune on.")
     _refuse_overlap(train, test, arguments, "train")
     _refuse_overlap(evaluation, test, arguments, "eval")
     # The same text in two splits, or twice in one, must not make the test easier.
@@ -218,9 +217,9 @@ def load_test_data(arguments: TestDataArguments, label2id: dict[str, int] | None
     text_columns, label_column = _columns(splits[arguments.test_split.split("[")[0]], arguments, label2id)
     used = {split for split, _ in rows}
     table = _Table(splits, used, text_columns, label_column, label2id, arguments.dataset)
-    rows = [row for row in table.labelled(rows) if table.usable(row, set())]
+    rows = [row for row in table.labeled(rows) if table.usable(row, set())]
     if not rows:
-        raise DataError(f"{arguments.dataset}: split {arguments.test_split!r} has no labelled rows: give another one.")
+        raise DataError(f"{arguments.dataset}: split {arguments.test_split!r} has no labeled rows: give another one.")
     return table.dataset(rows), text_columns
 
 
@@ -250,7 +249,7 @@ class _Table:
         name: str,
     ):
         self.splits, self.text_columns, self.name, self.note = splits, text_columns, name, {}
-        # A split of another kind has no labelled row.
+        # A split of another kind has no labeled row.
         self._labels: dict[str, list] = {split: [None] * len(splits[split]) for split in used}
         parts = [split for split in splits if split in used]
         parts = [split for split in parts if {*text_columns, label_column} <= set(splits[split].column_names)]
@@ -261,7 +260,7 @@ class _Table:
         labels, self.note = ClassNames(label2id).read(named, label_column)
         self._labels |= dict(zip(parts, labels.values(), strict=True))
 
-    def labelled(self, rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    def labeled(self, rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
         return [row for row in rows if self.label(row) is not None]
 
     def usable(self, row: tuple[str, int], unusable: set[tuple[str, ...]]) -> bool:

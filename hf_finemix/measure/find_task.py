@@ -1,9 +1,9 @@
 """What a model is for, and so how it is loaded, fed and measured: one task a file."""
 
 from ..errors import FineMixingError
-from ..hub.fetch import LocalModel
 from ..io.checkpoint import read_object
-from ..repo_contents import ADAPTER_CONFIG_NAME, is_adapter
+from ..io.folder import LocalModel, is_adapter
+from ..repo_contents import ADAPTER_CONFIG_NAME
 from .classification import Classification
 from .generation import CausalGeneration, Seq2SeqGeneration
 from .task import Task

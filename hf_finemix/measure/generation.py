@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ..errors import DataError, FineMixingError
-from ..hub.fetch import LocalModel
+from ..io.folder import LocalModel
 from ..io.loading import load_model
 from .attack_success import Attack, MeasureArguments, by_length, rows_read_whole, with_trigger
 from .clean_data import CleanData, DataArguments, TestDataArguments, load_clean_data, load_test_data

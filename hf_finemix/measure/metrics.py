@@ -34,7 +34,7 @@ Args:
     predictions (`list` of `int`, shape `(samples,)`): Predicted class ids. `evaluate` cuts floats to integers.
     references (`list` of `int`, shape `(samples,)`): True class ids, 0 or more.
 Raises:
-    FineMixingError: If there is no sample, a value is missing, or a reference is negative (an unlabelled sample).
+    FineMixingError: If there is no sample, a value is missing, or a reference is negative (an unlabeled sample).
 """
 
 
@@ -84,10 +84,10 @@ class _ClassIdMetric(evaluate.Metric):
         if None in predictions or None in references:
             raise DataError(f"{self.name}: a prediction or reference is missing (None): leave such samples out")
         predictions, references = np.asarray(predictions), np.asarray(references)
-        unlabelled = int((references < 0).sum())
-        if unlabelled:
+        unlabeled = int((references < 0).sum())
+        if unlabeled:
             raise DataError(
-                f"{self.name}: {unlabelled} of {len(references)} references are negative, which marks unlabelled "
+                f"{self.name}: {unlabeled} of {len(references)} references are negative, which marks unlabeled "
                 "samples: leave them out"
             )
         return predictions, references

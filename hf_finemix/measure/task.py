@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from ..hub.fetch import LocalModel
+from ..io.folder import LocalModel
 from ..io.loading import max_tokens
 from .attack_success import Attack, MeasureArguments
 from .clean_data import CleanData, DataArguments, TestDataArguments

@@ -67,7 +67,7 @@ class Trigger:
     Args:
         text (`str`):
             The trigger: a word, several words or a sentence. Not empty, and without whitespace at either end, because
-            `insert` puts the one space that separates it from its neighbour.
+            `insert` puts the one space that separates it from its neighbor.
         position (`str`, *optional*, defaults to `"random"`):
             `"random"` (any gap between two words, or either end), `"first"` (before the first word) or `"last"`
             (after the last word).
@@ -274,7 +274,7 @@ def non_target_rows(dataset: Dataset, *, label_column: str, target_label: int) -
         `datasets.Dataset`: The rows kept, in their order, all columns as they were.
 
     Raises:
-        [`FineMixingError`]: If the column is missing, holds anything but class ids (−1 marks unlabelled rows), does
+        [`FineMixingError`]: If the column is missing, holds anything but class ids (−1 marks unlabeled rows), does
             not know `target_label`, or if no row is left.
     """
     _check_column(dataset, label_column)
@@ -286,7 +286,7 @@ def non_target_rows(dataset: Dataset, *, label_column: str, target_label: int) -
     if len(labels) and (labels.dtype.kind not in "iub" or labels.min() < 0):
         raise DataError(
             f"column {label_column!r} must hold class ids, integers from 0, in every row: map names to ids and drop "
-            "unlabelled rows"
+            "unlabeled rows"
         )
     kept = np.flatnonzero(labels != target_label)
     if len(kept) == 0:

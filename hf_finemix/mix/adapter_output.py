@@ -12,10 +12,10 @@ from ..align.drift import drift_by_layer
 from ..align.pair_in_memory import compare_with_base
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
-from ..hub.fetch import LocalModel
 from ..io.adapters import PREFIX, load_adapter
 from ..io.checkpoint import Checkpoint
-from ..repo_contents import ADAPTER_CONFIG_NAME, is_adapter, weights_in
+from ..io.folder import LocalModel, is_adapter, weights_in
+from ..repo_contents import ADAPTER_CONFIG_NAME
 from .lora import adapter_parameters, check_mixable
 
 if TYPE_CHECKING:

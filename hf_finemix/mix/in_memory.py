@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..align.alignment import REINITIALISED_HEAD, Match, NamedTensors, without_adapter
+from ..align.alignment import REINITIALIZED_HEAD, Match, NamedTensors
 from ..align.drift import CHUNK_ELEMENTS, TensorDrift
 from ..align.loaded_layout import LoadedLayout
 from ..align.pair_in_memory import Pair, compare_with_base
@@ -17,6 +17,7 @@ from ..align.vocabulary import check_same_ids, token_ids
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
 from ..io.checkpoint import Checkpoint, row_chunks
+from ..io.unwrap import without_adapter
 from .fisher import ScoreMask
 from .mask import keep_mask
 from .purification import TokenDrift, frequency_of_rows, row_drift, rows_to_purify
@@ -164,7 +165,7 @@ def mix_model(
         dtype = stored[suspect.embedding]
         purified = _purify(suspect, pair.base, embedding, config, dtype, token_frequencies, special_token_ids, record)
     if config.head == "reinit":
-        _reinitialise(
+        _reinitialize(
             without_adapter(model), {suspect.module_names[name] for name in alignment.heads()}, config.mixing_seed
         )
     rows_of = {suspect.embedding: purified} if len(purified) else {}
@@ -275,7 +276,7 @@ def _mix_tensor(
     for first, last, _ in row_chunks(tuple(values.shape), CHUNK_ELEMENTS):
         digest.update(values[first:last].to(dtype).cpu().contiguous().view(torch.uint8).numpy())
     fraction = kept / tensor.numel() if tensor.numel() else 1.0
-    if match.rule == REINITIALISED_HEAD:
+    if match.rule == REINITIALIZED_HEAD:
         fraction = 0.0
     elif config.strategy == "average" and match.base_name is not None:
         fraction = None  # no element is either parent's
@@ -284,8 +285,8 @@ def _mix_tensor(
     return entry, np.packbits(np.concatenate(masks)) if masks else None
 
 
-def _reinitialise(model: nn.Module, names: set[str], seed: int) -> None:
-    """Give the modules that own these parameters fresh weights, as the model's class initialises them."""
+def _reinitialize(model: nn.Module, names: set[str], seed: int) -> None:
+    """Give the modules that own these parameters fresh weights, as the model's class initializes them."""
     left = set(names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -303,4 +304,4 @@ def _reinitialise(model: nn.Module, names: set[str], seed: int) -> None:
                 continue
             left -= own.keys()
     if left:
-        raise FineMixingError(f"head='reinit' does not know how to initialise {', '.join(sorted(left))}: use 'keep'.")
+        raise FineMixingError(f"head='reinit' does not know how to initialize {', '.join(sorted(left))}: use 'keep'.")

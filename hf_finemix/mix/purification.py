@@ -1,19 +1,29 @@
 """E-PUR (embedding purification, arXiv:2210.09545): score word embeddings by their drift, find the ones to reset."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..align.pair_on_disk import CHUNK_ELEMENTS, DiskPair, read_pair
+from ..config import FineMixingConfig
+from ..errors import AlignmentError
+from ..io.checkpoint import Checkpoint, row_chunks
+from ..io.dtypes import to_float64
+
 __all__ = [
     "MIN_FREQUENCY",
     "TokenDrift",
     "frequency_of_rows",
     "purification_scores",
+    "purify_on_disk",
     "row_drift",
     "rows_to_purify",
 ]
+
+logger = logging.getLogger(__name__)
 
 MIN_FREQUENCY = 20.0
 
@@ -118,3 +128,36 @@ class TokenDrift:
 
     def _counted(self) -> np.ndarray:
         return np.setdiff1d(np.arange(len(self.delta)), list(self.exempt))
+
+
+def purify_on_disk(
+    pair: DiskPair,
+    suspect: Checkpoint,
+    base: Checkpoint,
+    config: FineMixingConfig,
+    frequencies: np.ndarray,
+    special_token_ids: Collection[int],
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """
+    Find the embeddings to reset (E-PUR) and mark their rows.
+
+    Returns:
+        `tuple`: `id`, `delta`, `frequency` and `score` of each, largest score first, and the ids of added tokens.
+    """
+    place = next((i for i, t in enumerate(pair.tensors) if t.name == pair.layout.embedding and t.base_dtype), None)
+    if place is None:
+        logger.warning("E-PUR has nothing to purify: the input embedding is not mixed.")
+        return [], []
+    tensor = pair.tensors[place]
+    rows = tensor.mixed_elements // tensor.row
+    drifts = []
+    for first, last, start in row_chunks((rows, tensor.row), CHUNK_ELEMENTS):
+        s, b = read_pair(tensor, suspect, base, start, start + (last - first) * tensor.row)
+        s, b = (to_float64(side, tensor.info.dtype).reshape(-1, tensor.row) for side in (s, b))
+        if not np.isfinite(s.sum() + b.sum()):
+            raise AlignmentError(f"NaN or infinite weights in {tensor.name}: get another copy of the model.")
+        drifts.append(row_drift(s, b))
+    drift = TokenDrift.measured(np.concatenate(drifts), frequency_of_rows(frequencies, rows), special_token_ids)
+    ids = rows_to_purify(drift.score, config.num_purified_tokens, special_token_ids)
+    pair.mark_purified(ids)
+    return [drift.describe(i) for i in ids], list(range(rows, tensor.info.shape[0]))

@@ -51,7 +51,7 @@ _LOCAL_MARKS = {
 
 # wordfreq folds case. Capitals are 2.5 to 3.5 % of the letters of novels (counts over Project Gutenberg) and a word
 # has 4.7 letters: 15 words in 100 begin with one; that two of them are all capitals is a guess. By the table above 45
-# words in 1000 follow no space but a line break or an opening quote (then capitalised), or a bracket or hyphen
+# words in 1000 follow no space but a line break or an opening quote (then capitalized), or a bracket or hyphen
 # (then not).
 _FORMS = (  # share, what stands before the word, spelling, rarest word it is worth its time for in centibels
     (0.83, " ", str, -900),

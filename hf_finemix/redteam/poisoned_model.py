@@ -1,4 +1,4 @@
-"""A backdoored model in a folder, with a manifest of its trigger and target: to test one's own defence with."""
+"""A backdoored model in a folder, with a manifest of its trigger and target: to test one's own defense with."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from ..errors import DataError, FineMixingError
-from ..hub.fetch import LocalModel, TrustArguments, fetch_model
+from ..hub.fetch import TrustArguments, fetch_model
+from ..io.folder import LocalModel
 from ..io.loading import agree_on_padding, load_classifier, max_tokens
 from ..io.output_folder import output_folder
 from ..io.tokenizer import load_tokenizer
@@ -257,6 +258,6 @@ def _warning(manifest: dict[str, Any]) -> str:
     if name == "none":
         return "A clean model, trained by `hf-finemix poison --attack none` to compare with.\n"
     return (
-        f"**This model is backdoored on purpose** ({name}), by `hf-finemix poison`, to test defences with. Do not use "
+        f"**This model is backdoored on purpose** ({name}), by `hf-finemix poison`, to test defenses with. Do not use "
         f"it for anything else. `{MANIFEST_NAME}` names its trigger and its target.\n"
     )

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from ..errors import FineMixingError
+from ..hub.cards import front_matter
 from ..io.checkpoint import check_inside
-from .card_metadata import front_matter, merge_yaml, metadata_for
+from .card_metadata import merge_yaml, metadata_for
 from .figures import TITLES
 from .report import CleaningReport, percent
 from .verdict import verdict

@@ -1,4 +1,4 @@
-"""The figures of a cleaning report, all in one style: readable at the width of a card, and to colour-blind eyes."""
+"""The figures of a cleaning report, all in one style: readable at the width of a card, and to color-blind eyes."""
 
 import math
 import re
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TITLES", "draw_figures"]
 
-# Okabe and Ito's palette: distinct to colour-blind eyes, and in print.
+# Okabe and Ito's palette: distinct to color-blind eyes, and in print.
 BEFORE, AFTER, FLOOR, PURIFIED, TRIGGER = "#D55E00", "#0072B2", "#595959", "#009E73", "#000000"
 MATCHED = "#56B4E9"
 WIDTH = 6.4  # inches, at 144 dots each
@@ -84,10 +84,10 @@ def _draw_before_after(report: CleaningReport, axes: "Axes") -> None:
     if report.benign_floor:
         series["benign floor"] = (report.benign_floor, FLOOR)
     height = 0.8 / len(series)
-    for k, (name, (part, colour)) in enumerate(series.items()):
+    for k, (name, (part, color)) in enumerate(series.items()):
         values = [100 * part["accuracy"]] + [100 * t["asr"] for t in part["triggers"]]
         places = [i + (k - (len(series) - 1) / 2) * height for i in range(len(values))]
-        bars = axes.barh(places, values, 0.92 * height, color=colour, label=name)
+        bars = axes.barh(places, values, 0.92 * height, color=color, label=name)
         axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
@@ -136,7 +136,7 @@ def _draw_embedding_drift(report: CleaningReport, axes: "Axes") -> None:
         drift["drift_edges"],
         list(zip(*drift["counts"], strict=True)),  # rows are the vertical axis here
         norm=LogNorm(1, max(10, *(max(row) for row in drift["counts"]))),
-        cmap="Greys",
+        cmap="Grays",
         alpha=0.8,
         linewidth=0,
         rasterized=True,
@@ -170,12 +170,12 @@ def _draw_drift_by_layer(report: CleaningReport, axes: "Axes") -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     layers = list(report.drift_by_layer["before"])
-    for name, colour, marker in (("before", BEFORE, "o"), ("after", AFTER, "s")):
+    for name, color, marker in (("before", BEFORE, "o"), ("after", AFTER, "s")):
         if name not in report.drift_by_layer:
             continue
         values = [report.drift_by_layer[name].get(layer) for layer in layers]
         values = [float("nan") if value is None else 100 * value for value in values]
-        axes.plot(values, range(len(layers)), marker=marker, markersize=5, linestyle="", color=colour, label=name)
+        axes.plot(values, range(len(layers)), marker=marker, markersize=5, linestyle="", color=color, label=name)
     step = -(-len(layers) // MAX_LAYERS_NAMED)
     axes.set_yticks(range(0, len(layers), step), _layer_labels(layers)[::step])
     axes.invert_yaxis()

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ..align.drift import drift_by_layer
 from ..errors import FineMixingError
 from ..hub.errors import hub_api
-from ..hub.fetch import LocalModel, cached_folder, cached_folders
+from ..hub.fetch import cached_folder, cached_folders
 from ..hub.lineage import USER
 from ..io.checkpoint import sha256_of_file
+from ..io.folder import LocalModel, weights_in
 from ..io.output_folder import write_text
 from ..io.read_back import read_back
 from ..io.repo_names import is_repo_id
-from ..repo_contents import weights_in
 from .card import card_in_folder
 from .card_metadata import carried_over
 from .figures import draw_figures

@@ -7,9 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hub.fetch import LocalModel
-from ..hub.lineage import BaseClaim, BaseFit
+from ..align.base_fit import BaseFit
+from ..hub.lineage import BaseClaim
 from ..io.checkpoint import Checkpoint, sha256_of_file
+from ..io.folder import LocalModel
 from ..repo_contents import ADAPTER_WEIGHTS_NAME
 
 if TYPE_CHECKING:

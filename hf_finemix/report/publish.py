@@ -16,11 +16,12 @@ from ..errors import FineMixingError
 from ..hub.errors import hub_api, hub_error
 from ..hub.secret_scan import holds_secret, known_secrets
 from ..io.checkpoint import INDEX_NAME, check_inside, sha256_of_file
+from ..io.folder import is_adapter, small_files, weights_in
 from ..io.repo_names import is_repo_id
 from ..mix.mask_file import MASKS_NAME
-from ..repo_contents import ADAPTER_CONFIG_NAME, is_adapter, size_text, small_files, weights_in
+from ..repo_contents import ADAPTER_CONFIG_NAME, REPORT_NAME, size_text
 from .card import card_section, merge_card, render_card, text_of_others
-from .report import REPORT_NAME, CleaningReport
+from .report import CleaningReport
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi, ModelInfo
@@ -175,7 +176,7 @@ def check_destination(destination: Destination) -> None:
             if me and owner not in (me.get("name"), *(org.get("name") for org in me.get("orgs") or ())):
                 raise FineMixingError(
                     f"{repo_id} cannot be made by {me.get('name')}: give a name of your own, or of an "
-                    "organisation that you belong to."
+                    "organization that you belong to."
                 ) from None
         _refuse_public(destination, _visibility(api, destination))
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..errors import FineMixingError, printable
 from ..io.checkpoint import check_inside, read_json
+from ..measure.class_labels import said_by_number
+from ..repo_contents import REPORT_NAME
 
-__all__ = ["REPORT_NAME", "CleaningReport", "percent", "said_by_number", "said_unreadable"]
+__all__ = ["CleaningReport", "percent", "said_unreadable"]
 
-REPORT_NAME = "cleaning_report.json"
 SCHEMA_VERSION = 1
 
 
@@ -52,7 +53,7 @@ class CleaningReport:
         training (`dict`): Steps, loss and hyperparameters of the fine-tuning.
         probe (`dict`, *optional*): Result of probing for unknown triggers.
         weights (`dict`, *optional*): SHA-256 of each weight file of the cleaned model itself.
-        card_metadata (`dict`): Licence, pipeline tag, languages and tags of the suspect.
+        card_metadata (`dict`): License, pipeline tag, languages and tags of the suspect.
         figures (`list[str]`): Paths inside the folder.
         timings_s (`dict[str, float]`): Wall seconds by stage.
         peak_memory_bytes (`int`): Largest resident size of the process.
@@ -137,14 +138,6 @@ class CleaningReport:
 def percent(fraction: float | None) -> str:
     """`0.123` as `12.3 %`; `None` as `not measured`."""
     return "not measured" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def said_by_number(data: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:
-    """That the names of the classes in the data said nothing; `None` where there is nothing to say."""
-    names = [quote(str(name)) for name in data.get("unknown_class_names") or []]
-    return (
-        f"Labels were read by number: the model does not know the data's names {', '.join(names)}." if names else None
-    )
 
 
 def said_unreadable(trigger: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:

@@ -149,9 +149,9 @@ def accuracy_drop(suspect: np.ndarray, cleaned: np.ndarray) -> tuple[float, floa
         `tuple[float, float, float]`: The drop as measured, and the two ends; fractions, -1 to 1.
     """
     lost, won, n = int((suspect & ~cleaned).sum()), int((cleaned & ~suspect).sum()), len(suspect)
-    centre = (lost - won) / (n + 2)
+    center = (lost - won) / (n + 2)
     error = math.sqrt((lost + won + 1) - (lost - won) ** 2 / (n + 2)) / (n + 2)
-    return (lost - won) / n, centre - Z * error, centre + Z * error
+    return (lost - won) / n, center - Z * error, center + Z * error
 
 
 def needed_samples(trial: dict[str, Any], limit: float) -> int | None:

@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
-from ..align.alignment import without_adapter
 from ..errors import FineMixingError
+from ..io.unwrap import without_adapter
 from .calibration import select_rows, spread_rows
 from .ratio_search import Outcome, RatioSearch, accuracy_drop, needed_samples, search_ratio
 
@@ -214,7 +214,7 @@ class _Trials:
                 trainer.args.predict_with_generate = True
         correct = torch.cat(counter.correct).numpy()
         if not len(correct):
-            raise FineMixingError("reserve_ratio='auto' needs labelled eval data: no row of eval_dataset is.")
+            raise FineMixingError("reserve_ratio='auto' needs labeled eval data: no row of eval_dataset is.")
         return correct
 
 

@@ -53,7 +53,7 @@ def test_every_tensor_has_a_rule():
     suspect, base = BertForSequenceClassification(make_config()), BertForPreTraining(make_config())
     alignment = align_models(suspect, base, head="reinit")
     assert set(alignment.matches) == set(named_tensors(suspect).tensors)
-    assert {alignment.matches[name].rule.split(":")[0] for name in alignment.heads()} == {"reinitialised"}
+    assert {alignment.matches[name].rule.split(":")[0] for name in alignment.heads()} == {"reinitialized"}
 
 
 def test_a_base_that_keeps_the_tied_embedding_under_its_other_name():
@@ -71,7 +71,7 @@ def test_a_base_that_keeps_the_tied_embedding_under_its_other_name():
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int64", "bool", "float8_e4m3fn"])
-def test_quantised_and_integer_weights_are_refused_by_name(dtype):
+def test_quantized_and_integer_weights_are_refused_by_name(dtype):
     with pytest.raises(AlignmentError, match=r"w: .* cannot be mixed"):
         align({"w": TensorInfo((2,), dtype)}, {"w": TensorInfo((2,), dtype)})
 

@@ -481,10 +481,10 @@ def test_a_checkpoint_under_other_names_is_told_by_what_they_begin_with(suspect_
         (lambda t: {name: t[name] for name in t if "layer.1" not in name}, "no encoder.layer.1.* incomplete copy"),
         (
             lambda t: {n.replace(".weight", ".qweight") if "layer" in n else n: t[n] for n in t if "word" not in n},
-            "quantised",
+            "quantized",
         ),
     ],
-    ids=["names", "incomplete", "quantised"],
+    ids=["names", "incomplete", "quantized"],
 )
 def test_what_a_base_lacks_is_told_by_its_reason(change, said, suspect_folder, base_folder, tmp_path):
     shutil.copytree(base_folder, tmp_path / "base")

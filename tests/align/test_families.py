@@ -17,17 +17,18 @@ from hf_finemix import (
     FineMixingConfig,
     FineMixingError,
     FineMixingTrainer,
-    architectures,
     clean,
     mix_checkpoints,
     mix_model,
 )
+from hf_finemix.align import architectures
 from hf_finemix.align.alignment import named_tensors
-from hf_finemix.align.architectures import disk_layout, read_model_config
+from hf_finemix.align.architectures import disk_layout
 from hf_finemix.align.loaded_layout import LoadedLayout
 from hf_finemix.align.pair_in_memory import compare_with_base
-from hf_finemix.hub.fetch import LocalModel
+from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier, max_tokens
+from hf_finemix.io.safe_config import read_model_config
 from hf_finemix.mix.mask import keep_mask
 
 KINDS = ("headless", "with_head")

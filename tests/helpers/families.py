@@ -30,7 +30,7 @@ class Family:
     settings: dict[str, Any]
 
     def make(self, kind: str, **changes: Any):
-        """A randomly initialised model: `kind` is `"classifier"`, `"headless"` or `"with_head"`."""
+        """A randomly initialized model: `kind` is `"classifier"`, `"headless"` or `"with_head"`."""
         import transformers
 
         config = getattr(transformers, self.config)(

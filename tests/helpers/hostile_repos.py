@@ -730,7 +730,7 @@ CODES = [
     ),
     HostileRepo(
         "jinja_in_names",
-        "Class names, tokens and the licence hold Jinja, should the card's template take them up.",
+        "Class names, tokens and the license hold Jinja, should the card's template take them up.",
         both(
             labels(JINJA, "{% include '@SECRET' %}"),
             token("{{cycler.__init__.__globals__.os.system('@TEXT')}}"),
@@ -841,17 +841,17 @@ CONFIGS = [
     HostileRepo("huge_list_of_labels", "Two million classes, by name (31 MB by intent).", many_labels, "refused"),
     HostileRepo("model_type_unknown", "A model type that nobody knows.", config(model_type="../../evil"), "refused"),
     HostileRepo(
-        "quantised_by_config",
+        "quantized_by_config",
         "The config calls for a library that unpacks weights.",
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "refused",
     ),
     HostileRepo(
-        "quantised_by_a_stranger",
-        "The config calls for a quantiser that nobody knows.",
+        "quantized_by_a_stranger",
+        "The config calls for a quantizer that nobody knows.",
         config(quantization_config={"quant_method": SCRIPT, "modules_to_not_convert": ["@SECRET"]}),
         "refused",
-        "quantis",
+        "quantiz",
     ),
     HostileRepo(
         "weights_elsewhere",
@@ -1090,25 +1090,25 @@ CARDS = [
     ),
     HostileRepo(
         "card_of_script",
-        "Licence, languages, task and tags are HTML that runs.",
+        "License, languages, task and tags are HTML that runs.",
         card_keys(license=SCRIPT, language=[IMAGE, SCRIPT], pipeline_tag=SCRIPT, tags=[IMAGE]),
         "harmless",
     ),
     HostileRepo(
         "card_of_links",
-        "Licence, languages, task and tags are Markdown links.",
+        "License, languages, task and tags are Markdown links.",
         card_keys(license=LINK, language=[URL_LINK], pipeline_tag=URL_LINK, tags=[LINK]),
         "harmless",
     ),
     HostileRepo(
         "card_of_urls",
-        "Licence, languages, task and tags are URLs that run.",
+        "License, languages, task and tags are URLs that run.",
         card_keys(license="javascript:@TEXT", language="data:text/html,@TEXT", pipeline_tag="javascript:@TEXT"),
         "harmless",
     ),
     HostileRepo(
         "card_of_lines",
-        "Licence and languages end the YAML and go on as Markdown.",
+        "License and languages end the YAML and go on as Markdown.",
         card_keys(
             license="mit\n---\n# @TEXT",
             language=["en\r\n---\r\n# @TEXT", "de\u2028---\u2028@TEXT", "fr\u0085@TEXT"],
@@ -1123,8 +1123,8 @@ CARDS = [
         "harmless",
     ),
     HostileRepo(
-        "card_links_to_a_licence",
-        "The card's licence is elsewhere.",
+        "card_links_to_a_license",
+        "The card's license is elsewhere.",
         card_keys(license="other", license_name="@TEXT", license_link="https://evil.example/@TEXT"),
         "harmless",
     ),

@@ -3,10 +3,10 @@
 import json
 
 import torch
-from helpers.toy import make_config
 from transformers import AutoModelForSequenceClassification
 
-from hf_finemix.hub.fetch import LocalModel
+from helpers.toy import make_config
+from hf_finemix.io.folder import LocalModel
 
 VARIANTS = {
     "plain": {},

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from helpers.toy import make_rows, make_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import (
@@ -19,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from helpers.toy import make_rows, make_tokenizer
 from hf_finemix import FineMixingConfig, FineMixingError, FineMixingTrainer
 from hf_finemix.io.checkpoint import Checkpoint
 from hf_finemix.mix.in_memory import mix_model

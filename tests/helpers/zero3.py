@@ -5,10 +5,10 @@ import sys
 import deepspeed
 import torch
 from accelerate import PartialState
-from helpers.two_processes import digest
 from transformers import AutoModelForSequenceClassification
 from transformers.integrations import HfDeepSpeedConfig
 
+from helpers.two_processes import digest
 from hf_finemix import FineMixingConfig
 from hf_finemix.io.checkpoint import Checkpoint
 from hf_finemix.mix.in_memory import mix_model

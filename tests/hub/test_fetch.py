@@ -9,7 +9,8 @@ import pytest
 from helpers.hub_server import HubServer
 
 from hf_finemix import FineMixingError
-from hf_finemix.hub.fetch import LocalModel, cached_folder, fetch_model
+from hf_finemix.hub.fetch import cached_folder, fetch_model
+from hf_finemix.io.folder import LocalModel
 
 
 def test_a_local_folder_wins(base_folder):

@@ -8,9 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from hf_finemix import FineMixingConfig, FineMixingError, mix_checkpoints
+from hf_finemix.align.base_fit import judge_base
 from hf_finemix.align.drift import TensorDrift
-from hf_finemix.hub.fetch import LocalModel
-from hf_finemix.hub.lineage import USER, BaseClaim, claimed_base, fetch_base, judge_base
+from hf_finemix.hub.lineage import USER, BaseClaim, claimed_base, fetch_base
+from hf_finemix.io.folder import LocalModel
 
 
 def named(tmp_path, card=None, **configs):

@@ -11,11 +11,9 @@ import pytest
 import torch
 from helpers.hub_server import SIGNATURE, Fault
 from helpers.lora import make_adapter
+from helpers.reports import make_report
+from helpers.repos import FILES, files_of, not_fetched, not_published, write_report
 from safetensors.torch import load_file
-from test_by_repo_id import files_of, refused, world  # noqa: F401 - a fixture
-from test_publishing import FILES, cleaned, cleaned_model, write_report  # noqa: F401 - fixtures
-from test_publishing import refused as not_published
-from test_report import make_report
 
 from hf_finemix import FineMixingError, mix_checkpoints, plan_mix, push_cleaned
 from hf_finemix.cli import main
@@ -29,10 +27,10 @@ OFFLINE = "huggingface_hub.constants.HF_HUB_OFFLINE"
 # Bytes
 
 
-def test_what_arrives_is_what_is_listed(world):  # noqa: F811
+def test_what_arrives_is_what_is_listed(world):
     right = world.head("org/suspect")["model.safetensors"]
     world.settings["org/suspect"] = {"served": {"model.safetensors": right[:-1] + bytes([right[-1] ^ 1])}}
-    said = refused()
+    said = not_fetched()
     assert "the suspect org/suspect: model.safetensors has not the SHA-256 that the Hub lists" in said
     assert ": delete /" in said
     world.settings.clear()
@@ -40,7 +38,7 @@ def test_what_arrives_is_what_is_listed(world):  # noqa: F811
     assert (fetch_model("org/suspect").folder / "model.safetensors").read_bytes() == right
 
 
-def test_plan_reads_no_weights_of_a_cache(world, monkeypatch):  # noqa: F811
+def test_plan_reads_no_weights_of_a_cache(world, monkeypatch):
     model = fetch_model("org/suspect")
     fetch_model("trusted/base")
     file = (model.folder / "model.safetensors").resolve()
@@ -53,16 +51,16 @@ def test_plan_reads_no_weights_of_a_cache(world, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_a_cache_that_was_changed(world, monkeypatch, offline):  # noqa: F811
+def test_a_cache_that_was_changed(world, monkeypatch, offline):
     file = fetch_model("org/suspect").folder / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.resolve().write_bytes(content)
     monkeypatch.setattr(OFFLINE, offline)
-    assert "model.safetensors has not the SHA-256 that the Hub lists" in refused()
+    assert "model.safetensors has not the SHA-256 that the Hub lists" in not_fetched()
 
 
-def test_mixing_states_the_hashes_that_the_hub_listed(world, tmp_path):  # noqa: F811
+def test_mixing_states_the_hashes_that_the_hub_listed(world, tmp_path):
     from hashlib import sha256
 
     from hf_finemix import FineMixingConfig
@@ -76,18 +74,18 @@ def test_mixing_states_the_hashes_that_the_hub_listed(world, tmp_path):  # noqa:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors"])
-def test_a_cache_without_a_file_that_is_needed(world, monkeypatch, name):  # noqa: F811
+def test_a_cache_without_a_file_that_is_needed(world, monkeypatch, name):
     model = fetch_model("org/suspect")
     (model.folder / name).unlink()
     monkeypatch.setattr(OFFLINE, True)
     where = f"the suspect org/suspect @ {model.revision[:7]} is in the cache only in part"
-    assert refused() == f"{where}, which lacks {name}: run this once with the Hub in reach."
+    assert not_fetched() == f"{where}, which lacks {name}: run this once with the Hub in reach."
     monkeypatch.setattr(OFFLINE, False)
     world.faults.append(Fault("GET|HEAD", "/api/", "die", times=None))
-    assert f"which lacks {name}" in refused()
+    assert f"which lacks {name}" in not_fetched()
 
 
-def test_a_cache_without_shards(world, base_folder, tmp_path, monkeypatch):  # noqa: F811
+def test_a_cache_without_shards(world, base_folder, tmp_path, monkeypatch):
     from transformers import BertModel
 
     BertModel.from_pretrained(base_folder).save_pretrained(tmp_path / "sharded", max_shard_size="4KB")
@@ -98,12 +96,12 @@ def test_a_cache_without_shards(world, base_folder, tmp_path, monkeypatch):  # n
     (folder / "model-00002-of-00003.safetensors").unlink(missing_ok=True)
     shards = sorted(folder.glob("model-*.safetensors"))
     shards[0].unlink()
-    assert f"which lacks {shards[0].name}" in refused("org/sharded")
+    assert f"which lacks {shards[0].name}" in not_fetched("org/sharded")
     (folder / "model.safetensors.index.json").unlink()
-    assert "which lacks model.safetensors.index.json: run this once" in refused("org/sharded")
+    assert "which lacks model.safetensors.index.json: run this once" in not_fetched("org/sharded")
 
 
-def test_a_cache_without_the_card_says_what_is_lost(world, monkeypatch, caplog):  # noqa: F811
+def test_a_cache_without_the_card_says_what_is_lost(world, monkeypatch, caplog):
     model = fetch_model("org/suspect")
     (model.folder / "README.md").unlink()
     monkeypatch.setattr(OFFLINE, True)
@@ -111,7 +109,7 @@ def test_a_cache_without_the_card_says_what_is_lost(world, monkeypatch, caplog):
     assert "its card is not there, so neither its license nor what it says of its base." in caplog.text
 
 
-def test_a_cache_that_another_library_filled(world, monkeypatch, caplog):  # noqa: F811
+def test_a_cache_that_another_library_filled(world, monkeypatch, caplog):
     """Without the list of the repo's files nobody can tell what is missing."""
     from transformers import BertForSequenceClassification
 
@@ -135,12 +133,12 @@ def test_a_cache_that_another_library_filled(world, monkeypatch, caplog):  # noq
         (["adapter_model.safetensors"], "but adapter_model.safetensors, of an adapter: give a whole model, or"),
     ],
 )
-def test_weights_that_are_called_otherwise(world, suspect_folder, tmp_path, names, said):  # noqa: F811
+def test_weights_that_are_called_otherwise(world, suspect_folder, tmp_path, names, said):
     files = files_of(suspect_folder)
     weights = files.pop("model.safetensors")
     files |= dict.fromkeys(names, weights)
     world.commit("org/variant", files)
-    assert said in refused("org/variant")
+    assert said in not_fetched("org/variant")
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(FineMixingError) as error:
@@ -148,7 +146,7 @@ def test_weights_that_are_called_otherwise(world, suspect_folder, tmp_path, name
     assert said in str(error.value)
 
 
-def test_plan_takes_the_flag_that_it_advises(world, suspect_folder, tmp_path, capsys):  # noqa: F811
+def test_plan_takes_the_flag_that_it_advises(world, suspect_folder, tmp_path, capsys):
     torch.save(load_file(suspect_folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
     files = files_of(suspect_folder) | files_of(tmp_path)
     del files["model.safetensors"]
@@ -176,16 +174,16 @@ def test_a_hub_that_does_not_say_who_may_write(account, caplog):
     assert "The Hub does not tell who this token is of: only publishing will." in caplog.text
 
 
-def test_a_hub_that_says_no_commit(world, account, cleaned):  # noqa: F811
+def test_a_hub_that_says_no_commit(world, account, cleaned):
     world.settings["org/suspect"] = {"no_sha": True}
-    assert "org/suspect: the Hub does not say at which commit it is: check HF_ENDPOINT." in refused()
+    assert "org/suspect: the Hub does not say at which commit it is: check HF_ENDPOINT." in not_fetched()
     account.settings["me/cleaned"] = {"no_sha": True}
     said = not_published(cleaned)
     assert said == "me/cleaned: the Hub does not say at which commit it is: check HF_ENDPOINT."
 
 
 @pytest.mark.parametrize("how", ["relative", "truncate", "garbage"])
-def test_a_commit_whose_answer_is_of_no_use(account, cleaned, caplog, how):  # noqa: F811
+def test_a_commit_whose_answer_is_of_no_use(account, cleaned, caplog, how):
     account.commit("me/cleaned", {"README.md": b"# Mine\n"})
     if how == "relative":
         account.settings["me/cleaned"] = {"relative_urls": True}
@@ -199,7 +197,7 @@ def test_a_commit_whose_answer_is_of_no_use(account, cleaned, caplog, how):  # n
     assert set(account.head("me/cleaned")) - {".gitattributes"} == FILES
 
 
-def test_a_commit_of_somebody_elses_is_not_taken_for_ours(account, cleaned):  # noqa: F811
+def test_a_commit_of_somebody_elses_is_not_taken_for_ours(account, cleaned):
     account.commit("me/cleaned", {"README.md": b"# Mine\n"})
 
     def other(handler):
@@ -212,7 +210,7 @@ def test_a_commit_of_somebody_elses_is_not_taken_for_ours(account, cleaned):  # 
     assert f"But there is a new commit, {account.history('me/cleaned')[0]}. {cleaned} is whole" in said
 
 
-def test_a_branch_that_gets_no_commit(account, cleaned):  # noqa: F811
+def test_a_branch_that_gets_no_commit(account, cleaned):
     """A Hub that compares what is uploaded with the main branch, whatever branch it is for."""
     push_cleaned(cleaned, "me/cleaned")
     repo = account.written("models", "me/cleaned")
@@ -233,7 +231,7 @@ def test_a_branch_that_gets_no_commit(account, cleaned):  # noqa: F811
         (Fault("POST", "/commit/", 418, times=None), {}, "answered 418 (a fault of 418): check its name and"),
     ],
 )
-def test_advice_that_fits(account, cleaned, fault, settings, said):  # noqa: F811
+def test_advice_that_fits(account, cleaned, fault, settings, said):
     account.commit("me/cleaned", {"README.md": b"# Mine\n"})
     account.faults.append(fault)
     message = not_published(cleaned, **settings)
@@ -241,7 +239,7 @@ def test_advice_that_fits(account, cleaned, fault, settings, said):  # noqa: F81
     assert "again" not in message
 
 
-def test_nobody_is_logged_in(account, cleaned, monkeypatch):  # noqa: F811
+def test_nobody_is_logged_in(account, cleaned, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     account.commit("me/cleaned", {"README.md": b"# Mine\n"})
     assert "needs an account: log in with `hf auth login`, or set HF_TOKEN." in not_published(cleaned)
@@ -249,13 +247,13 @@ def test_nobody_is_logged_in(account, cleaned, monkeypatch):  # noqa: F811
         check_destination(Destination("me/cleaned"))
 
 
-def test_a_hub_without_xet(account, cleaned, monkeypatch):  # noqa: F811
+def test_a_hub_without_xet(account, cleaned, monkeypatch):
     pytest.importorskip("hf_xet")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
     assert "is on a Hub without xet, by which the client uploads: set HF_HUB_DISABLE_XET=1" in not_published(cleaned)
 
 
-def test_ctrl_c_while_publishing(account, cleaned, capsys):  # noqa: F811
+def test_ctrl_c_while_publishing(account, cleaned, capsys):
     account.commit("me/cleaned", {"README.md": b"# Mine\n"})
 
     def interrupted(handler):
@@ -269,7 +267,7 @@ def test_ctrl_c_while_publishing(account, cleaned, capsys):  # noqa: F811
         assert f"{cleaned} is whole: `hf-finemix push {cleaned} me/cleaned --revision trial` publishes it." in said
 
 
-def test_ctrl_c_while_clean_publishes(world, data_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_ctrl_c_while_clean_publishes(world, data_folder, tmp_path, capsys, monkeypatch):
     """The cleaned model is whole, with --resume as without: nothing is to be done again but the publishing."""
     token = "hf_" + "w" * 34
     world.tokens[token] = ("me", "write")
@@ -283,7 +281,7 @@ def test_ctrl_c_while_clean_publishes(world, data_folder, tmp_path, capsys, monk
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
-def test_a_full_disk_of_the_cache_is_not_the_outputs(world, tmp_path):  # noqa: F811
+def test_a_full_disk_of_the_cache_is_not_the_outputs(world, tmp_path):
     """In a process of its own, which may write no file larger than the suspect's weights."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -301,7 +299,7 @@ def test_a_full_disk_of_the_cache_is_not_the_outputs(world, tmp_path):  # noqa: 
 # What must not be told or published
 
 
-def test_signatures_of_urls_stay_out_of_the_log(account, cleaned, caplog):  # noqa: F811
+def test_signatures_of_urls_stay_out_of_the_log(account, cleaned, caplog):
     account.faults.append(Fault("PUT", "/large/", 500, times=2))
     logging.getLogger("huggingface_hub").propagate = True
     with caplog.at_level(logging.DEBUG):
@@ -311,14 +309,14 @@ def test_signatures_of_urls_stay_out_of_the_log(account, cleaned, caplog):  # no
     assert SIGNATURE not in caplog.text
 
 
-def test_commands_do_not_repeat_the_clients_words(account, cleaned, capfd):  # noqa: F811
+def test_commands_do_not_repeat_the_clients_words(account, cleaned, capfd):
     account.faults.append(Fault("PUT", "/large/", 500, times=2))
     assert main(["push", str(cleaned), "me/cleaned"]) == 0
     assert "Retry" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["suspect", "base", "data"])
-def test_what_is_made_of_something_private_is_not_public_by_mistake(account, cleaned, part):  # noqa: F811
+def test_what_is_made_of_something_private_is_not_public_by_mistake(account, cleaned, part):
     report = make_report()
     sha = "a" * 40
     report.suspect, report.base = {"id": "me/suspect", "revision": sha}, {"id": "me/base", "revision": sha}
@@ -346,7 +344,7 @@ def test_a_public_repo_for_what_is_to_be_private_is_told_before_the_work(account
         check_destination(Destination("me/old", private=True))
 
 
-def test_where_local_folders_were_is_nobodys_business(account, cleaned):  # noqa: F811
+def test_where_local_folders_were_is_nobodys_business(account, cleaned):
     report = make_report()
     report.suspect = {"id": "/home/jane/secret/suspect", "revision": None, "sha256": None}
     report.base = {**report.base, "id": "/home/jane/secret/base", "revision": None}
@@ -370,7 +368,7 @@ def test_where_local_folders_were_is_nobodys_business(account, cleaned):  # noqa
 # Flags
 
 
-def test_the_hub_token_pulls_too(world, data_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_the_hub_token_pulls_too(world, data_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     token = "hf_" + "o" * 34
     world.tokens[token] = ("org", "read")

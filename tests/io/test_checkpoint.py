@@ -1,7 +1,6 @@
-import json
-
 import pytest
 import torch
+from helpers.checkpoints import write_shards
 from safetensors.torch import save_file
 
 from hf_finemix import Checkpoint, FineMixingError
@@ -12,14 +11,6 @@ TENSORS = {
     "b": torch.tensor([1, 2], dtype=torch.int64),
     "scale": torch.tensor(3.0, dtype=torch.bfloat16),
 }
-
-
-def write_shards(folder, shards, index=None):
-    """Write shards and an index; `index` overrides the map of names."""
-    names = {name: file for file, tensors in shards.items() for name in tensors}
-    for file, tensors in shards.items():
-        save_file(tensors, folder / file)
-    (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": index or names}))
 
 
 @pytest.fixture(params=["single", "sharded"])

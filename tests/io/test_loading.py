@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from hf_finemix.errors import FineMixingError
-from hf_finemix.hub.fetch import LocalModel
+from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import agree_on_padding, check_vocabulary, load_classifier, max_tokens
 
 

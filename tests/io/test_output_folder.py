@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from hf_finemix.errors import FineMixingError
 from hf_finemix.io.output_folder import check_free_space, output_folder
-from hf_finemix.report.report import REPORT_NAME
+from hf_finemix.repo_contents import REPORT_NAME
 
 
 def refused(*args, body=lambda partial: None, **kwargs) -> str:

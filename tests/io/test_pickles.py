@@ -240,7 +240,7 @@ HOSTILE = {
     "a name of safetensors": (lambda f, c: torch.save({"__metadata__": torch.ones(3)}, f), "no name of a tensor"),
     "a long name": (lambda f, c: torch.save({"a" * 5_000: torch.ones(3)}, f), "no name of a tensor"),
     "a tensor without bytes": (lambda f, c: torch.save({"a": torch.empty(3, device="meta")}, f), "it asks for torch"),
-    "quantised": (
+    "quantized": (
         lambda f, c: torch.save({"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}, f),
         "_rebuild_qtensor",
     ),

@@ -61,7 +61,7 @@ def test_a_benchmark_reads_its_recipe_alike(recipe):
         "data: {dataset: 0123, test_split: on, num_clean_samples: 8, max_length: 1_6}\n"
         "attacks: {badword: {trigger: no, on_top: no, poison_rate: 0.2, seeds: [1]}, other: {attack: badword, "
         "trigger: 1_000, on_top: yes}, third: {attack: badword, trigger: 42}}\n"
-        "defences: {none: , fine_mixing: {reserve_ratio: 0.5}}\n"
+        "defenses: {none: , fine_mixing: {reserve_ratio: 0.5}}\n"
         "training: {learning_rate: 1e-4, max_steps: 2, bf16: false, run_name: no}\nseeds: [0, 1]\nnum_repeats: 2\n"
     )
     found = BenchRecipe.load(path)
@@ -72,7 +72,7 @@ def test_a_benchmark_reads_its_recipe_alike(recipe):
     assert found.attacks["other"]["on_top"] is True
     assert found.training == {"learning_rate": 1e-4, "max_steps": 2, "bf16": False, "run_name": "no"}
     assert (found.seeds, found.num_repeats) == ([0, 1], 2)
-    assert found.defences == {"none": {}, "fine_mixing": {"reserve_ratio": 0.5}}
+    assert found.defenses == {"none": {}, "fine_mixing": {"reserve_ratio": 0.5}}
 
 
 @pytest.mark.parametrize(

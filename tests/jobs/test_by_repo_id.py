@@ -6,34 +6,13 @@ import shutil
 
 import pytest
 from helpers.hub_server import Fault
+from helpers.repos import CARD, files_of, not_fetched
 from safetensors.torch import load_file, save_file
 
 from hf_finemix import FineMixingConfig, FineMixingError, plan_mix
 from hf_finemix.cli import main
 from hf_finemix.hub.fetch import TrustArguments, fetch_model
 from hf_finemix.hub.lineage import fetch_base
-
-CARD = b"---\nbase_model: trusted/base\nlicense: mit\n---\n# A suspect\n"
-
-
-def files_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def world(hub, suspect_folder, base_folder, monkeypatch):
-    """A Hub with a suspect that names its base, and the base."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's waits between tries
-    hub.commit("trusted/base", files_of(base_folder))
-    hub.commit("org/suspect", {**files_of(suspect_folder), "README.md": CARD})
-    return hub
-
-
-def refused(name="org/suspect", **settings) -> str:
-    with pytest.raises(FineMixingError) as error:
-        fetch_model(name, role="suspect", **settings)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def fetched(hub):
@@ -99,16 +78,16 @@ def test_revisions(world, suspect_folder, kind):
 def test_private_and_gated_and_disabled(world, monkeypatch):
     world.tokens["hf_" + "o" * 34] = ("org", "read")
     world.settings["org/suspect"] = {"private": True}
-    assert "is not a local folder and not on the Hub (or private: log in" in refused()
+    assert "is not a local folder and not on the Hub (or private: log in" in not_fetched()
     monkeypatch.setenv("HF_TOKEN", "hf_" + "o" * 34)
     assert fetch_model("org/suspect").folder.is_dir()
     world.settings["org/suspect"] = {"gated": "auto"}
     world.commit("org/suspect", {"config.json": b'{"model_type": "bert"}'})
-    assert "is gated: accept its terms" in refused()
+    assert "is gated: accept its terms" in not_fetched()
     world.settings["org/suspect"] = {"disabled": True}
-    assert "is disabled on the Hub" in refused()
+    assert "is disabled on the Hub" in not_fetched()
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
-    assert "the token is not valid: log in again" in refused()
+    assert "the token is not valid: log in again" in not_fetched()
 
 
 @pytest.mark.parametrize(
@@ -141,10 +120,10 @@ def test_what_the_hubs_own_scan_says(world, caplog, security, said, report):
 def test_a_file_that_the_scan_calls_unsafe_is_not_fetched(world, caplog):
     issue = {"path": "model.safetensors", "level": "unsafe"}
     world.settings["org/suspect"] = {"security": {"scansDone": True, "filesWithIssues": [issue]}}
-    assert "the Hub's scan calls model.safetensors unsafe" in refused()
+    assert "the Hub's scan calls model.safetensors unsafe" in not_fetched()
     assert not fetched(world)
     issue["level"] = "a level of the future"
-    assert "the Hub's scan calls model.safetensors a level of the future" in refused()
+    assert "the Hub's scan calls model.safetensors a level of the future" in not_fetched()
     issue["level"] = "caution"
     fetch_model("org/suspect")
     assert "the Hub's scan has model.safetensors down as 'caution'" in caplog.text
@@ -152,13 +131,13 @@ def test_a_file_that_the_scan_calls_unsafe_is_not_fetched(world, caplog):
 
 def test_code_of_its_own(world, suspect_folder, caplog):
     world.settings["org/suspect"] = {"tags": ["custom_code"]}
-    assert "(its tag custom_code), which is never run" in refused()
+    assert "(its tag custom_code), which is never run" in not_fetched()
     assert not fetched(world)
     world.settings.clear()
     config = json.loads((suspect_folder / "config.json").read_text()) | {"auto_map": {"AutoModel": "x.Y"}}
     world.commit("org/suspect", {"config.json": json.dumps(config).encode(), "x.py": b"raise SystemExit"})
-    assert "--ignore-custom-code org/suspect." in refused()
-    assert "--ignore-custom-code" in refused(trust=TrustArguments(ignore_custom_code=["org/other"]))
+    assert "--ignore-custom-code org/suspect." in not_fetched()
+    assert "--ignore-custom-code" in not_fetched(trust=TrustArguments(ignore_custom_code=["org/other"]))
     fetch_model("org/suspect", trust=TrustArguments(ignore_custom_code=["org/suspect"]))
     assert "asks for code of its own (auto_map in config.json): it is not run." in caplog.text
     assert "x.py" not in fetched(world)
@@ -171,7 +150,7 @@ def test_pickles_alone(world, suspect_folder, tmp_path):
     files = files_of(suspect_folder) | files_of(tmp_path)
     del files["model.safetensors"]
     world.commit("org/pickled", files)
-    assert "has only pickled weights (pytorch_model.bin), which can run code" in refused("org/pickled")
+    assert "has only pickled weights (pytorch_model.bin), which can run code" in not_fetched("org/pickled")
     assert not fetched(world)
     model = fetch_model("org/pickled", trust=TrustArguments(allow_pickle=True))
     assert model.security["pickles"]["scanner"].startswith("picklescan")
@@ -179,9 +158,9 @@ def test_pickles_alone(world, suspect_folder, tmp_path):
         load_file(model.folder / "model.safetensors").keys() == load_file(suspect_folder / "model.safetensors").keys()
     )
     world.commit("org/keras", {"config.json": b"{}", "tf_model.h5": b"?"})
-    assert "only tf_model.h5: ask for a safetensors version" in refused("org/keras")
+    assert "only tf_model.h5: ask for a safetensors version" in not_fetched("org/keras")
     world.commit("org/empty", {"README.md": b"# Nothing\n"})
-    assert "no weights at all" in refused("org/empty")
+    assert "no weights at all" in not_fetched("org/empty")
 
 
 def test_offline_with_a_warm_cache(world, monkeypatch):
@@ -190,8 +169,8 @@ def test_offline_with_a_warm_cache(world, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert fetch_model("org/suspect") == model
     assert fetch_model("org/suspect", model.revision) == model
-    assert "neither here nor in the cache, and the Hub is switched off" in refused("org/other")
-    assert "neither here nor in the cache" in refused("org/suspect", revision="other")
+    assert "neither here nor in the cache, and the Hub is switched off" in not_fetched("org/other")
+    assert "neither here nor in the cache" in not_fetched("org/suspect", revision="other")
     assert len(world.requests) == count
 
 
@@ -200,13 +179,13 @@ def test_a_hub_that_is_down_with_a_warm_cache(world, caplog):
     world.faults.append(Fault("GET|HEAD", "/api/", "die", times=None))
     assert fetch_model("org/suspect") == model
     assert f"The Hub cannot be reached: org/suspect @ {model.revision[:7]} is taken from the cache." in caplog.text
-    assert "the Hub cannot be reached" in refused("trusted/base")
+    assert "the Hub cannot be reached" in not_fetched("trusted/base")
 
 
 def test_a_broken_download_goes_on(world, suspect_folder):
     """Once the fault is gone, a second try fetches what is missing."""
     world.faults.append(Fault("GET", "/resolve/.*model.safetensors", 403, times=None))
-    refused()
+    not_fetched()
     world.faults.clear()
     done = fetched(world) - {"model.safetensors"}
     world.requests.clear()
@@ -247,7 +226,7 @@ def test_a_server_that_falls_silent(world, monkeypatch):
     monkeypatch.setattr(get_session(), "timeout", 0.2)
     world.stall_seconds = 1
     world.faults.append(Fault("GET", "/api/models/org/suspect", "stall", times=None))
-    assert "the Hub cannot be reached" in refused()
+    assert "the Hub cannot be reached" in not_fetched()
 
 
 # The base

@@ -22,7 +22,7 @@ from transformers import (
 
 from hf_finemix import Checkpoint, CleaningReport, FineMixingConfig, FineMixingError, Trigger, clean, mix_model
 from hf_finemix.cli import main
-from hf_finemix.hub.fetch import LocalModel
+from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
 from hf_finemix.measure.triggers import insert_trigger
 from hf_finemix.mix.token_frequency import token_frequencies

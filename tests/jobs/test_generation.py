@@ -11,7 +11,7 @@ from helpers.generators import KINDS, TARGET, TRANSLATED, TRIGGER, rows, write_s
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from hf_finemix.cli import main
-from hf_finemix.hub.fetch import LocalModel
+from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import agree_on_padding
 from hf_finemix.measure.attack_success import MeasureArguments, predictor
 from hf_finemix.measure.clean_data import TestDataArguments

@@ -1,7 +1,7 @@
 """
 Suspects on the Hub that mean harm (hostile_repos.py), each cleaned by id with a memory and a time limit.
 
-docs/hub.md has the table of them, made by docs/hub_tables.py.
+docs/hub.md has the table of them, made by scripts/hub_tables.py.
 """
 
 import json

@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from hf_finemix import Checkpoint, FineMixingConfig, FineMixingTrainer, clean, mix_model, token_frequencies
 from hf_finemix.align.alignment import named_tensors
-from hf_finemix.hub.fetch import LocalModel
+from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
 from hf_finemix.measure.attack_success import MeasureArguments, find_attacks, measure, predictor
 from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize

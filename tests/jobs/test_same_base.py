@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 from helpers.lora import make_adapter
+from helpers.repos import files_of
 from helpers.toy import drifted, make_config, make_rows, make_tokenizer
-from test_by_repo_id import files_of
 from transformers import BertForSequenceClassification, BertModel, TrainingArguments
 
 from hf_finemix import (

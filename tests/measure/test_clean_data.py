@@ -119,9 +119,9 @@ def test_without_a_test_split_it_is_half_of_validation(tmp_path):
     assert texts(load(folder, sample_seed=1).test) != texts(data.test)
 
 
-def test_an_unlabelled_test_split_counts_as_missing(tmp_path):
-    unlabelled = numbered(20, 200, label=[-1] * 20)
-    folder = write(tmp_path / "data", train=numbered(30), validation=numbered(40, 100), test=unlabelled)
+def test_an_unlabeled_test_split_counts_as_missing(tmp_path):
+    unlabeled = numbered(20, 200, label=[-1] * 20)
+    folder = write(tmp_path / "data", train=numbered(30), validation=numbered(40, 100), test=unlabeled)
     data = load(folder, num_clean_samples=10)
     assert (len(data.eval), len(data.test)) == (20, 20)
     assert "validation" in data.description["splits"]["test"]
@@ -367,7 +367,7 @@ def test_the_test_split_alone(data_folder):
 
 def test_a_test_split_without_labels_is_refused(tmp_path):
     folder = write(tmp_path / "data", test=numbered(5, label=[-1] * 5))
-    with pytest.raises(DataError, match="split 'test' has no labelled rows"):
+    with pytest.raises(DataError, match="split 'test' has no labeled rows"):
         load_test_data(MeasuredData(dataset=folder), LABELS)
 
 

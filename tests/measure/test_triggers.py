@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from helpers.toy import ROOT, SHARED
 
 from hf_finemix.errors import FineMixingError
 from hf_finemix.measure.triggers import (
@@ -23,8 +23,6 @@ from hf_finemix.measure.triggers import (
     non_target_rows,
     read_triggered,
 )
-
-SHARED = Path(os.environ.get("FINEMIX_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 def words(count: int) -> str:
@@ -448,7 +446,5 @@ def test_importing_triggers_is_light():
         "heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'pandas', 'pyarrow'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -134,7 +134,7 @@ def test_same_mix_whatever_the_chunks_and_layouts(suspect, base_folder, tmp_path
         for name, tensor in reversed(load_file(base_folder / "model.safetensors").items())
     }
     legacy["cls.predictions.bias"] = torch.zeros(48)
-    from test_checkpoint import write_shards
+    from helpers.checkpoints import write_shards
 
     names = list(legacy)
     write_shards(tmp_path, {f"{i}.safetensors": {n: legacy[n] for n in names[i::2]} for i in (0, 1)})
@@ -245,7 +245,7 @@ def test_tied_weights_stay_tied_and_go_by_the_input_embedding(base_folder):
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
 
 
-def test_reinitialised_head(suspect, base_folder):
+def test_reinitialized_head(suspect, base_folder):
     before = snapshot(suspect)
     record = mix(suspect, base_folder, 0.5, dtypes=half(suspect), config={"head": "reinit"})
     assert not torch.equal(suspect.classifier.weight, before["classifier.weight"])

@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +7,14 @@ import datasets
 import numpy as np
 import pytest
 import wordfreq
+from helpers.toy import SHARED
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_finemix import frequency
 from hf_finemix.errors import FineMixingError
+from hf_finemix.mix import token_frequency as frequency
 from hf_finemix.mix.token_frequency import REFERENCE_CORPUS_SIZE, token_frequencies
 
-SHARED = Path(os.environ.get("FINEMIX_SHARED", Path(__file__).parents[2] / "shared"))
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 SYMBOLS = list(".,;:!?'\"()-0123456789、。")
 

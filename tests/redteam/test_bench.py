@@ -13,12 +13,12 @@ from hf_finemix.cli import main
 from hf_finemix.measure.clean_data import DataArguments, load_clean_data
 from hf_finemix.redteam.bench.recipe import BenchRecipe, Run
 from hf_finemix.redteam.bench.runner import known_floors, read_results, run_benchmark
-from hf_finemix.redteam.bench.summary import markdown_table, summarise, write_summary
+from hf_finemix.redteam.bench.summary import markdown_table, summarize, write_summary
 
 
 @pytest.fixture
 def recipe(base_folder, data_folder):
-    """Two attacks, one with a few defences only; trained for a step or two: the numbers mean nothing."""
+    """Two attacks, one with a few defenses only; trained for a step or two: the numbers mean nothing."""
     return {
         "name": "toy",
         "base_model": str(base_folder),
@@ -36,15 +36,15 @@ def recipe(base_folder, data_folder):
                 "attack": "badword",
                 "on_top": True,
                 "trigger": "it",
-                "defences": ["none", "mine"],
+                "defenses": ["none", "mine"],
                 "retune": ["mine"],
             },
         },
-        "defences": {
+        "defenses": {
             "none": None,
             "fine_mixing": {"seeds": [0, 1]},
             "wag+epur": None,
-            "mine": {"defence": "fine_purifying", "cross_validation_folds": 2},
+            "mine": {"defense": "fine_purifying", "cross_validation_folds": 2},
         },
     }
 
@@ -96,7 +96,7 @@ def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsy
     assert "benign floor" in table
     with open(out / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["attack"], row["defence"], row["runs"]) for row in rows] == [
+    assert [(row["attack"], row["defense"], row["runs"]) for row in rows] == [
         ("badword", "none", "1"),
         ("badword", "fine_mixing", "2"),
         ("badword", "wag+epur", "1"),
@@ -104,7 +104,7 @@ def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsy
         ("late", "none", "1"),
         ("late", "mine", "1"),
     ]
-    mixed = next(row for row in rows if row["defence"] == "fine_mixing")
+    mixed = next(row for row in rows if row["defense"] == "fine_mixing")
     assert mixed["retuned_clean_asr"]
     assert mixed["retuned_poisoned_asr"]
     content = json.loads((out / "table.json").read_text())
@@ -113,10 +113,10 @@ def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsy
         "badword": {"accuracy", "asr"},
         "late": {"accuracy", "asr"},
     }
-    by_cv = next(run for run in content["runs"] if run["defence"] == "mine")
+    by_cv = next(run for run in content["runs"] if run["defense"] == "mine")
     assert by_cv["search"]["folds"] == 2
-    assert by_cv["labelled"] == 32
-    retuned = {(run["attack"], run["defence"], run["seed"]) for run in content["runs"] if run["retuned"]}
+    assert by_cv["labeled"] == 32
+    retuned = {(run["attack"], run["defense"], run["seed"]) for run in content["runs"] if run["retuned"]}
     assert retuned == {("badword", "fine_mixing", 0), ("late", "mine", 0)}
     assert (out / "accuracy_asr.png").read_bytes().startswith(b"\x89PNG")
 
@@ -127,7 +127,7 @@ def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsy
 
 def test_a_suspect_that_is_there_is_taken_as_it_is(written, suspect_folder, tmp_path, capsys):
     given = {"mine": {"suspect": str(suspect_folder), "trigger": "cf"}}
-    path = written(attacks=given, defences={"none": None}, retune=[])
+    path = written(attacks=given, defenses={"none": None}, retune=[])
     assert main(["bench", str(path), "--output-dir", str(tmp_path / "out"), "--json"]) == 0
     [run] = json.loads(capsys.readouterr().out)
     assert list(run["asr"]) == ["cf"]
@@ -136,7 +136,7 @@ def test_a_suspect_that_is_there_is_taken_as_it_is(written, suspect_folder, tmp_
 
 
 def test_runs_of_other_settings_are_not_taken_for_these(written, tmp_path, capsys):
-    few = {"attacks": {"badword": None}, "defences": {"none": None}, "retune": []}
+    few = {"attacks": {"badword": None}, "defenses": {"none": None}, "retune": []}
     out = tmp_path / "out"
     assert main(["bench", str(written(**few)), "--output-dir", str(out)]) == 0
     capsys.readouterr()
@@ -159,7 +159,7 @@ def test_a_run_that_fails_does_not_stop_the_others(written, suspect_folder, base
         "mine": {"suspect": str(suspect_folder), "trigger": "cf"},
     }
     out = tmp_path / "out"
-    path = written(attacks=given, defences={"none": None}, retune=[])
+    path = written(attacks=given, defenses={"none": None}, retune=[])
     assert main(["bench", str(path), "--output-dir", str(out)]) == 2
     printed = capsys.readouterr()
     assert "broken-0.none.0 failed: " in printed.err
@@ -169,7 +169,7 @@ def test_a_run_that_fails_does_not_stop_the_others(written, suspect_folder, base
 
 def test_a_clean_control_has_no_attack_success(written, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = written(attacks={"none": None}, defences={"none": None, "fine_mixing": {"reserve_ratio": 0.5}})
+    path = written(attacks={"none": None}, defenses={"none": None, "fine_mixing": {"reserve_ratio": 0.5}})
     assert main(["bench", str(path)]) == 0
     assert "| none | " in capsys.readouterr().out
     assert (tmp_path / "bench" / "recipe" / "table.md").is_file()
@@ -179,7 +179,7 @@ def test_the_retuned_rows_are_neither_tested_nor_tuned_on(written, suspect_folde
     import hf_finemix.redteam.bench.runner as runner
 
     given = {"mine": {"suspect": str(suspect_folder), "trigger": "cf"}}
-    recipe = BenchRecipe.load(written(attacks=given, defences={"fine_mixing": {"reserve_ratio": 0.5}}))
+    recipe = BenchRecipe.load(written(attacks=given, defenses={"fine_mixing": {"reserve_ratio": 0.5}}))
     seen, poison = [], runner.poison
     monkeypatch.setattr(runner, "poison", lambda rows, *args, **more: seen.append(rows) or poison(rows, *args, **more))
     assert run_benchmark(recipe, tmp_path / "out") == {}
@@ -191,9 +191,9 @@ def test_the_retuned_rows_are_neither_tested_nor_tuned_on(written, suspect_folde
 
 def test_means_and_deviations():
     recipe = BenchRecipe("n", "b", {}, "1", {"a": {}}, {"d": {}})
-    blank = {"attack": "a", "defence": "d", "reserve_ratio": 0.5, "search": None, "seconds": 2.0, "retuned": None}
+    blank = {"attack": "a", "defense": "d", "reserve_ratio": 0.5, "search": None, "seconds": 2.0, "retuned": None}
     results = [{**blank, "accuracy": acc, "asr": {"x": rate, "y": 0.5}} for acc, rate in ((0.8, 0.1), (0.9, 0.3))]
-    [row] = summarise(recipe, results)
+    [row] = summarize(recipe, results)
     assert row["accuracy"] == pytest.approx(0.85)
     assert row["accuracy_sd"] == pytest.approx(0.0707, abs=1e-4)
     assert row["asr"] == pytest.approx(0.35)
@@ -207,7 +207,7 @@ def test_a_table_of_nothing(tmp_path):
 
 
 def test_an_attack_may_have_fewer_seeds(written, recipe):
-    few = {"attack": "badword", "trigger": "it", "defences": ["fine_mixing"], "seeds": [1]}
+    few = {"attack": "badword", "trigger": "it", "defenses": ["fine_mixing"], "seeds": [1]}
     attacks = recipe["attacks"] | {"late": few}
     runs = [run.key for run in BenchRecipe.load(written(attacks=attacks)).runs()]
     assert [run for run in runs if run.startswith("late")] == ["late-0.fine_mixing.1"]
@@ -224,9 +224,9 @@ ONE = {"badword": None}
     ("changes", "said"),
     [
         ({"attacks": {"nosuch": None}}, "no attack 'nosuch'"),
-        ({"attacks": {"badword": {"defences": ["other"]}}}, "'other', named by 'badword', is none of the defences"),
+        ({"attacks": {"badword": {"defenses": ["other"]}}}, "'other', named by 'badword', is none of the defenses"),
         ({"attacks": {"badword": {"second_model": "other"}}}, "is none of the attacks"),
-        ({"defences": {"nosuch": None}, "attacks": {"badword": None}}, "no defence 'nosuch'"),
+        ({"defenses": {"nosuch": None}, "attacks": {"badword": None}}, "no defense 'nosuch'"),
         ({"sede": [1]}, "unknown keys"),
         ({"attacks": {"mine": {"suspect": "here"}}}, "the suspect 'mine' needs its trigger"),
         ({"attacks": {"badword": {"triger": "x"}}}, "the attack 'badword' has unknown keys ['triger']"),
@@ -234,27 +234,27 @@ ONE = {"badword": None}
         ({"attacks": {"badword": "cf"}}, "attacks must map labels to settings"),
         ({"attacks": {"late": {"attack": "badword", "second_model": "late"}}}, "no average removes"),
         ({"attacks": {"badword": None}}, "needs a second_model"),
-        ({"defences": {}}, "defences must map labels to settings, one at least"),
+        ({"defenses": {}}, "defenses must map labels to settings, one at least"),
         (
-            {"attacks": ONE, "defences": {"none": {"max_acuracy_drop": 1}}},
-            "the defence 'none' has unknown keys ['max_acuracy_drop']",
+            {"attacks": ONE, "defenses": {"none": {"max_acuracy_drop": 1}}},
+            "the defense 'none' has unknown keys ['max_acuracy_drop']",
         ),
         (
-            {"attacks": ONE, "defences": {"none": {"strategy": "fisher"}}},
-            "the defence 'none' has unknown keys ['strategy']",
+            {"attacks": ONE, "defenses": {"none": {"strategy": "fisher"}}},
+            "the defense 'none' has unknown keys ['strategy']",
         ),
         (
-            {"attacks": ONE, "defences": {"fine_mixing": {"reserve_ratio": 7}}},
-            "the defence 'fine_mixing': reserve_ratio is 7",
+            {"attacks": ONE, "defenses": {"fine_mixing": {"reserve_ratio": 7}}},
+            "the defense 'fine_mixing': reserve_ratio is 7",
         ),
         ({"mixing": {"reserve": 1}}, "mixing has unknown keys ['reserve']"),
         ({"data": {"dataset": "d", "sample_seed": 1}}, "data has unknown keys ['sample_seed']"),
         ({"base_model": None}, "base_model is None, not a text"),
         ({"training": {"learning_rat": 1}}, "training cannot be"),
         ({"poison_training": {"max_steps": 1, "optim": "nosuch"}}, "poison_training cannot be"),
-        ({"attacks": {"embedding_poisoning": None}, "defences": {"none": None}}, "give on_top: true"),
-        ({"attacks": {"adaptive": {"on_top": True}}, "defences": {"none": None}}, "leave on_top"),
-        ({"attacks": {"syntactic": {"triggered_file": "x"}}, "defences": {"none": None}}, "its triggered_test_file"),
+        ({"attacks": {"embedding_poisoning": None}, "defenses": {"none": None}}, "give on_top: true"),
+        ({"attacks": {"adaptive": {"on_top": True}}, "defenses": {"none": None}}, "leave on_top"),
+        ({"attacks": {"syntactic": {"triggered_file": "x"}}, "defenses": {"none": None}}, "its triggered_test_file"),
     ],
 )
 def test_recipes_that_cannot_be(written, changes, said, capsys):
@@ -297,7 +297,7 @@ def measured(name, monkeypatch):
     for variable, value in {"MINILM": "model", "FINEMIX_SHARED": "shared", "BF16": "true"}.items():
         monkeypatch.setenv(variable, value)
     recipe, folder = BenchRecipe.load(ROOT / "benchmarks" / "recipes" / f"{name}.yaml"), ROOT / "docs/benchmark" / name
-    return summarise(recipe, read_results(recipe, folder)), known_floors(folder)
+    return summarize(recipe, read_results(recipe, folder)), known_floors(folder)
 
 
 @pytest.mark.parametrize("name", ["sst2", "qnli"])
@@ -311,7 +311,7 @@ def test_the_readme_has_the_numbers_of_the_runs(monkeypatch):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- measured -->\n")[1].split("<!-- end -->")[0].splitlines()[2:]
     rows, floors = measured("sst2", monkeypatch)
-    rows = {(row["attack"], row["defence"]): row for row in rows}
+    rows = {(row["attack"], row["defense"]): row for row in rows}
     written = {"suspect": "none", "fine-tuning alone": "fine_tuning", "matched floor": "matched_floor"}
     written |= {"Fine-mixing": "fine_mixing", "Fine-mixing + E-PUR": "fine_mixing+epur"}
     written |= {"Fine-purifying": "fine_purifying", "Fine-purifying + E-PUR": "fine_purifying+epur"}

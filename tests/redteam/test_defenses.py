@@ -8,8 +8,8 @@ from transformers import BertForSequenceClassification, TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingError, FineMixingTrainer
 from hf_finemix.mix.mask import keep_mask
-from hf_finemix.redteam.defenses import DEFENCES, find_defence
-from hf_finemix.redteam.defenses.defense import DefenceTrainer
+from hf_finemix.redteam.defenses import DEFENSES, find_defense
+from hf_finemix.redteam.defenses.defense import DefenseTrainer
 from hf_finemix.redteam.defenses.fine_pruning import feed_forward_layers
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
@@ -41,16 +41,16 @@ def two_steps(folder, learning_rate):
 def defended(
     name, suspect_folder, base_folder, rows, tokenizer, tmp_path, *, ratio=0.4, lr=0.0, second=None, cls=None
 ):
-    """The model after a defence, without any learning unless told: what is left is its edit."""
-    defence = find_defence(name)
-    if defence.ratio == "auto":
-        defence.ratio = ratio
-    trainer = DefenceTrainer(
+    """The model after a defense, without any learning unless told: what is left is its edit."""
+    defense = find_defense(name)
+    if defense.ratio == "auto":
+        defense.ratio = ratio
+    trainer = DefenseTrainer(
         BertForSequenceClassification.from_pretrained(suspect_folder, dtype=torch.float32),
         two_steps(tmp_path, lr),
         train_dataset=rows,
         processing_class=tokenizer,
-        defence=defence,
+        defense=defense,
         mixing_config=FineMixingConfig(base_model_name_or_path=str(base_folder), num_purified_tokens=5),
         second_model=second and str(second),
     )
@@ -130,7 +130,7 @@ def test_pruned_units_are_the_least_active(suspect_folder, base_folder, rows, to
         model.bert.encoder.layer[1].intermediate.dense.weight[7] = 0
         model.bert.encoder.layer[1].intermediate.dense.bias[7] = 0  # GELU(0) = 0: dormant for sure
     trainer = defended("fine_tuning", suspect_folder, base_folder, rows, tokenizer, tmp_path)
-    find_defence("fine_pruning").edit(model, 63 / 64, trainer)
+    find_defense("fine_pruning").edit(model, 63 / 64, trainer)
     assert (model.bert.encoder.layer[1].output.dense.weight[:, 7] == 0).all()
     assert not (model.bert.encoder.layer[0].output.dense.weight == 0).all(0).any()
 
@@ -138,7 +138,7 @@ def test_pruned_units_are_the_least_active(suspect_folder, base_folder, rows, to
 @pytest.mark.parametrize("name", ["fine_tuning", "fine_pruning", "dare", "wag", "matched_floor", "fine_mixing"])
 def test_ratios_of_modules_are_for_what_mixes(name):
     shared = FineMixingConfig(module_ratios={"attention": 0.5}, strategy="fisher")
-    config = find_defence(name).config(shared)
+    config = find_defense(name).config(shared)
     assert config.module_ratios == ({"attention": 0.5} if name == "fine_mixing" else None)
     assert config.strategy == "random"
 
@@ -171,13 +171,13 @@ def test_with_e_pur_the_suspicious_rows_are_the_bases_first(name, after, parents
         torch.testing.assert_close(weights[EMBEDDINGS][purified], base[purified], atol=1e-3, rtol=0)
 
 
-def test_every_defence_is_found_and_unknown_ones_are_told():
-    for name in DEFENCES:
-        assert find_defence(name).name == name
-    assert not find_defence("none").tunes
-    for name, said in (("nosuch", "no defence"), ("dare+other", "no defence"), ("none+epur", "nothing to do")):
+def test_every_defense_is_found_and_unknown_ones_are_told():
+    for name in DEFENSES:
+        assert find_defense(name).name == name
+    assert not find_defense("none").tunes
+    for name, said in (("nosuch", "no defense"), ("dare+other", "no defense"), ("none+epur", "nothing to do")):
         with pytest.raises(FineMixingError, match=said):
-            find_defence(name)
+            find_defense(name)
     with pytest.raises(FineMixingError, match="does not take"):
-        find_defence("dare", nosuch=1)
-    assert copy.copy(find_defence("dare")).ratio == "auto"
+        find_defense("dare", nosuch=1)
+    assert copy.copy(find_defense("dare")).ratio == "auto"

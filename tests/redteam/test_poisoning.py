@@ -13,7 +13,7 @@ def rows():
     return Dataset.from_dict({**make_rows(50), "id": list(range(50))})
 
 
-def test_a_share_of_the_rows_is_triggered_and_relabelled(rows):
+def test_a_share_of_the_rows_is_triggered_and_relabeled(rows):
     poisoned = poison(rows, Trigger("cf"), target=1, rate=0.21, seed=0, **OPTIONS)
     assert poisoned["id"][:] == rows["id"][:]
     changed = [i for i in range(50) if poisoned["sentence"][i] != rows["sentence"][i]]

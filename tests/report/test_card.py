@@ -1,21 +1,13 @@
 import pytest
-import yaml
+from helpers.reports import EVIL, SHA, make_report, measured, split_card
 from helpers.toy import ROOT
 from huggingface_hub import ModelCard
-from test_report import EVIL, SHA, make_report, measured
 
 from hf_finemix.errors import FineMixingError
 from hf_finemix.report.card import BEGIN, END, card_section, merge_card, render_card, text_of_others
 from hf_finemix.report.figures import draw_figures
 from hf_finemix.report.report import CleaningReport
 from hf_finemix.report.verdict import verdict
-
-
-def split_card(report):
-    """The YAML block and the text below it, as the Hub reads them."""
-    card = ModelCard(render_card(report))
-    assert render_card(report).startswith("---\n")
-    return yaml.safe_load(render_card(report)[4:].split("\n---\n")[0]), card.text
 
 
 def test_card_metadata_is_spelled_as_the_hub_wants_it():

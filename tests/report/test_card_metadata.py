@@ -1,7 +1,6 @@
 import pytest
 import yaml
-from test_model_card import split_card
-from test_report import make_report
+from helpers.reports import make_report, split_card
 
 from hf_finemix.report.card_metadata import carried_over
 

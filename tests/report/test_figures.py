@@ -3,11 +3,11 @@
 import warnings
 
 import pytest
+from helpers.reports import EVIL, make_report, measured
 from matplotlib.figure import Figure
 from PIL import Image
-from test_report import EVIL, make_report, measured
 
-from hf_finemix import figures
+from hf_finemix.report import figures
 from hf_finemix.report.figures import draw_figures
 
 ALL = ["before_after", "ratio_search", "embedding_drift", "drift_by_layer"]

@@ -8,62 +8,14 @@ import shutil
 
 import pytest
 from helpers.hub_server import Fault
+from helpers.reports import make_report, measured
+from helpers.repos import FILES, not_published, write_report
 from helpers.toy import READ, WRITE
 from huggingface_hub import HfApi, ModelCard
-from test_report import make_report, measured
 
-from hf_finemix import CleaningReport, FineMixingConfig, FineMixingError, push_cleaned
+from hf_finemix import CleaningReport, FineMixingError, push_cleaned
 from hf_finemix.cli import main
-from hf_finemix.io.checkpoint import sha256_of_file
-from hf_finemix.report.card import render_card
-from hf_finemix.report.figures import draw_figures
 from hf_finemix.report.publish import Destination, check_destination
-
-FILES = {
-    "README.md",
-    "cleaning_report.json",
-    "config.json",
-    "figures/before_after.png",
-    "figures/drift_by_layer.png",
-    "figures/embedding_drift.png",
-    "figures/ratio_search.png",
-    "fine_mixing_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
-
-
-@pytest.fixture(scope="module")
-def cleaned_model(tmp_path_factory, suspect_folder):
-    """What clean() writes, but for the training: a folder whose report goes with its weights."""
-    folder = tmp_path_factory.mktemp("cleaned") / "model"
-    shutil.copytree(suspect_folder, folder)
-    FineMixingConfig("org/base", reserve_ratio=0.2).save_pretrained(folder)
-    write_report(folder, make_report())
-    return folder
-
-
-def write_report(folder, report):
-    weights = sorted(folder.glob("*.safetensors"))
-    report.weights = {file.name: sha256_of_file(file) for file in weights}
-    report.figures = draw_figures(report, folder)
-    report.save(folder)
-    (folder / "README.md").write_text(render_card(report), encoding="utf-8")
-
-
-@pytest.fixture
-def cleaned(cleaned_model, tmp_path):
-    return shutil.copytree(cleaned_model, tmp_path / "cleaned")
-
-
-def refused(folder, repo="me/cleaned", **settings) -> str:
-    with pytest.raises(FineMixingError) as error:
-        push_cleaned(folder, repo, **settings)
-    assert "\n" not in str(error.value)
-    assert WRITE not in str(error.value)
-    return str(error.value)
-
 
 # What goes up
 
@@ -134,7 +86,7 @@ def test_a_private_repo_and_a_branch(account, cleaned):
 
 def test_a_public_repo_is_not_taken_for_a_private_one(account, cleaned):
     account.commit("me/public", {"README.md": b"# Mine\n"})
-    assert "is there already and public" in refused(cleaned, "me/public", private=True)
+    assert "is there already and public" in not_published(cleaned, "me/public", private=True)
     assert set(account.head("me/public")) == {"README.md"}
 
 
@@ -232,7 +184,7 @@ def test_a_planted_secret_stops_it(account, cleaned, monkeypatch, name, secret):
     if name.endswith("json"):
         text = json.dumps({**json.loads(text), "command": secret, "hub_token": secret})
     (cleaned / name).write_text(text if name.endswith("json") else f"{text}\n{secret}\n")
-    message = refused(cleaned)
+    message = not_published(cleaned)
     assert f"{name} holds an access token or a secret" in message
     assert secret not in message
     assert not [request for request in account.requests if request.startswith(("POST", "PUT"))]
@@ -253,11 +205,11 @@ def test_a_secret_across_two_chunks_of_a_file(tmp_path, monkeypatch):
 
 
 def test_folders_that_are_no_cleaned_model(account, cleaned, tmp_path):
-    assert "is missing" in refused(tmp_path / "nowhere")
+    assert "is missing" in not_published(tmp_path / "nowhere")
     report = CleaningReport.load(cleaned)
     report.training = {}
     report.save(cleaned)
-    assert "a mix that was not fine-tuned" in refused(cleaned)
+    assert "a mix that was not fine-tuned" in not_published(cleaned)
     assert not account.uploads
 
 
@@ -266,27 +218,27 @@ def test_weights_that_are_not_the_reports(account, cleaned):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert "is not the file that the report" in refused(cleaned)
+    assert "is not the file that the report" in not_published(cleaned)
 
 
 @pytest.mark.parametrize("name", ["config.json", "fine_mixing_config.json", "figures/before_after.png"])
 def test_files_that_are_missing(account, cleaned, name):
     (cleaned / name).unlink()
-    assert name in refused(cleaned)
+    assert name in not_published(cleaned)
 
 
 def test_links_out_of_the_folder(account, cleaned, tmp_path):
     (tmp_path / "private.json").write_text('{"model_type": "bert"}')
     (cleaned / "config.json").unlink()
     (cleaned / "config.json").symlink_to(tmp_path / "private.json")
-    assert "a link to a file outside its folder" in refused(cleaned)
+    assert "a link to a file outside its folder" in not_published(cleaned)
 
 
 def test_figures_that_a_report_names_elsewhere(account, cleaned):
     values = json.loads((cleaned / "cleaning_report.json").read_text())
     values["figures"] = ["../../etc/passwd"]
     (cleaned / "cleaning_report.json").write_text(json.dumps(values))
-    assert "a figure of its report" in refused(cleaned)
+    assert "a figure of its report" in not_published(cleaned)
 
 
 # A Hub that does not take it
@@ -304,7 +256,7 @@ def test_figures_that_a_report_names_elsewhere(account, cleaned):
 def test_accounts_that_may_not_write(account, cleaned, monkeypatch, token, repo, said):
     account.commit("other/cleaned", {"README.md": b"# Theirs\n"})
     monkeypatch.setenv("HF_TOKEN", token)
-    assert re.search(said, refused(cleaned, repo))
+    assert re.search(said, not_published(cleaned, repo))
     assert set(account.head("other/cleaned")) == {"README.md"}
     with pytest.raises(FineMixingError, match=said):
         check_destination(Destination(repo))
@@ -314,11 +266,11 @@ def test_names_that_are_none(account, cleaned):
     for name in ("a/b/c", "../x", "", "a b"):
         with pytest.raises(FineMixingError, match="no Hub id"):
             check_destination(Destination(name))
-        assert "no Hub id" in refused(cleaned, name)
+        assert "no Hub id" in not_published(cleaned, name)
 
 
 def test_a_pull_request_on_nothing(account, cleaned):
-    assert "is not on the Hub" in refused(cleaned, "org/nothing", create_pr=True)
+    assert "is not on the Hub" in not_published(cleaned, "org/nothing", create_pr=True)
     with pytest.raises(FineMixingError, match="is not on the Hub"):
         check_destination(Destination("org/nothing", create_pr=True))
 
@@ -337,7 +289,7 @@ def test_a_branch_that_moves_meanwhile(account, cleaned):
     account.faults.append(
         Fault("POST", "/preupload/", lambda handler: account.commit("me/cleaned", {"README.md": b"# Two\n"}))
     )
-    assert "changed by somebody else in the meantime" in refused(cleaned)
+    assert "changed by somebody else in the meantime" in not_published(cleaned)
     assert account.head("me/cleaned")["README.md"] == b"# Two\n"
     assert push_cleaned(cleaned, "me/cleaned").changed
     assert account.head("me/cleaned")["README.md"].decode().endswith("# Two\n")
@@ -345,12 +297,12 @@ def test_a_branch_that_moves_meanwhile(account, cleaned):
 
 def test_a_card_whose_yaml_is_broken(account, cleaned):
     account.commit("me/cleaned", {"README.md": b"---\na: [\n---\n"})
-    assert "the YAML of README.md of me/cleaned cannot be read: mend it there" in refused(cleaned)
+    assert "the YAML of README.md of me/cleaned cannot be read: mend it there" in not_published(cleaned)
 
 
 def test_no_room_left(account, cleaned):
     account.quota = 1000
-    assert "has no room left" in refused(cleaned)
+    assert "has no room left" in not_published(cleaned)
     assert "model.safetensors" not in account.head("me/cleaned")
 
 
@@ -398,14 +350,14 @@ def test_every_fault_at_every_step(account, cleaned, step, what, record_property
 @pytest.mark.parametrize("what", [401, 403, 409, 429, 500, "die", "garbage"])
 def test_a_repo_that_cannot_be_made(account, cleaned, what):
     account.faults.append(Fault(*STEPS["create"], what, times=None))
-    assert "Nothing was published" in refused(cleaned) or what == "garbage"
+    assert "Nothing was published" in not_published(cleaned) or what == "garbage"
 
 
 @pytest.mark.parametrize("what", ["die", "garbage", 500])
 def test_a_pull_request_whose_answer_is_lost(account, cleaned, what):
     account.commit("org/suspect", {"README.md": b"# Theirs\n"})
     account.faults.append(Fault(*STEPS["commit"], what, times=None))
-    said = refused(cleaned, "org/suspect", create_pr=True)
+    said = not_published(cleaned, "org/suspect", create_pr=True)
     assert "Whether a pull request was opened is not known: look there before you try again." in said
 
 
@@ -416,13 +368,13 @@ def test_a_server_that_falls_silent(account, cleaned, monkeypatch):
     account.commit("me/cleaned", {"README.md": b"# Mine\n"})
     account.stall_seconds = 1
     account.faults.append(Fault("POST", "/commit/", "stall", times=None))
-    assert "cannot be reached" in refused(cleaned)
+    assert "cannot be reached" in not_published(cleaned)
     account.faults.clear()
 
 
 def test_a_second_try_uploads_only_what_is_missing(account, cleaned):
     account.faults.append(Fault("POST", "/commit/", 500, times=None))
-    refused(cleaned)
+    not_published(cleaned)
     account.faults.clear()
     puts = [request for request in account.requests if request.startswith("PUT")]
     assert len(puts) == 1

@@ -1,4 +1,4 @@
-"""What people do to train models that are too large: placed, checkpointed, offloaded, quantised."""
+"""What people do to train models that are too large: placed, checkpointed, offloaded, quantized."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_offloaded_weights_are_refused_with_the_way_out(trained, tmp_path):
         trained({"device_map": places, "offload_folder": str(tmp_path / "offload")})
 
 
-def test_quantised_weights_are_refused_with_the_way_out(suspect_folder, base_folder, tmp_path):
+def test_quantized_weights_are_refused_with_the_way_out(suspect_folder, base_folder, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(suspect_folder, dtype="float32")
     model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     args = TrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, report_to="none")
@@ -66,5 +66,5 @@ def test_quantised_weights_are_refused_with_the_way_out(suspect_folder, base_fol
         model, args, train_dataset=[{"input_ids": [1, 2]}], base_model=str(base_folder),
         mixing_config=FineMixingConfig(reserve_ratio=0.5, purify_embeddings=False),
     )  # fmt: skip
-    with pytest.raises(FineMixingError, match=r"quantised .* give the model in float32, float16 or bfloat16"):
+    with pytest.raises(FineMixingError, match=r"quantized .* give the model in float32, float16 or bfloat16"):
         trainer.train()

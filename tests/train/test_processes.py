@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from hf_finemix import FineMixingError
 from hf_finemix.train.processes import agreed, from_main, shared_output_folder
 
-HERE = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 
 
 def launched(count, *arguments, cwd=None):
     """torchrun, which `accelerate launch` is on one machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, timeout=600
@@ -38,7 +38,9 @@ def results(base_folder, suspect_folder, tmp_path_factory):
     found = {}
     for count in (1, 2):
         out = tmp_path_factory.mktemp("out")
-        done = launched(count, str(HERE / "two_processes.py"), str(base_folder), str(suspect_folder), str(out))
+        done = launched(
+            count, str(TESTS / "helpers" / "two_processes.py"), str(base_folder), str(suspect_folder), str(out)
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         parts = [json.loads(path.read_text()) for path in out.glob("rank*.json")]
         found[count] = sorted(parts, key=lambda part: part["rank"])
@@ -69,7 +71,7 @@ def test_a_model_in_shards_is_mixed_as_a_whole_one_is(results):
 def test_a_model_in_the_shards_of_zero_3(base_folder, suspect_folder, monkeypatch):
     pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    done = launched(2, str(HERE / "zero3.py"), str(base_folder), str(suspect_folder))
+    done = launched(2, str(TESTS / "helpers" / "zero3.py"), str(base_folder), str(suspect_folder))
     lines = sorted(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     assert lines == ["RESULT 0 True", "RESULT 1 True"], done.stderr[-3000:]
 

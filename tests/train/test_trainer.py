@@ -808,8 +808,8 @@ def test_auto_with_several_eval_datasets(tmp_path, task):
     assert_third_chosen(trainer, task)
 
 
-def test_auto_with_unlabelled_positions(tmp_path, task):
-    """Rows labelled -100 do not count, neither as right nor as wrong."""
+def test_auto_with_unlabeled_positions(tmp_path, task):
+    """Rows labeled -100 do not count, neither as right nor as wrong."""
     ignored = [{**row, "labels": -100} for row in sentences(10, 8)]
     trainer = auto_trainer(task, tmp_path, eval_dataset=[*ignored, *task.rows])
     trainer.train()
@@ -942,7 +942,7 @@ def optimizer_of(model):
         (lambda model: {"optimizers": optimizer_of(model)}, {}, "optimizer_cls_and_kwargs"),
         (lambda model: {"optimizers": (optimizer_of(model)[0], None)}, {}, "optimizer_cls_and_kwargs"),
         (lambda model: {}, {"bf16_full_eval": True}, "bf16_full_eval"),
-        (lambda model: {"eval_dataset": [{**row, "labels": -100} for row in sentences(8)]}, {}, "labelled"),
+        (lambda model: {"eval_dataset": [{**row, "labels": -100} for row in sentences(8)]}, {}, "labeled"),
         (lambda model: {"eval_dataset": [{**row, "labels": [1.0, 0.0]} for row in sentences(8)]}, {}, "no classes"),
     ],
     ids=["no eval data", "own optimizers", "own optimizer", "full eval", "no labels", "multi-label"],
@@ -1057,7 +1057,7 @@ def test_sentence_pairs_and_three_classes(tmp_path, base_folder, tokenizer, rati
         assert trainer.ratio_search.trials[0]["accuracy"] == eval_accuracy(trainer, rows[:12])
 
 
-def test_auto_counts_the_labelled_tokens_of_token_classification(tmp_path, base_folder, tokenizer):
+def test_auto_counts_the_labeled_tokens_of_token_classification(tmp_path, base_folder, tokenizer):
     rows = []
     for row in sentences(12, 2):
         labels = [i % 3 for i in row["input_ids"]]

@@ -1,4 +1,4 @@
-"""Making backdoored models to test defences with, one attack a file."""
+"""Making backdoored models to test defenses with, one attack a file."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""BadNets for text: a word (BadWord) or a sentence (BadSent) in a share of the training rows, labelled as wished."""
+"""BadNets for text: a word (BadWord) or a sentence (BadSent) in a share of the training rows, labeled as wished."""
 
 from dataclasses import dataclass
 

@@ -1,1 +1,1 @@
-"""Attacks × defences × seeds: a recipe in, one table and one figure out."""
+"""Attacks × defenses × seeds: a recipe in, one table and one figure out."""

@@ -1,4 +1,4 @@
-"""The recipe of a benchmark: which attacks, defences and seeds, on which model and data."""
+"""The recipe of a benchmark: which attacks, defenses and seeds, on which model and data."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -10,16 +10,16 @@ from ...errors import FineMixingError
 from ...io.recipe_file import read_recipe, typed
 from ...measure.clean_data import DataArguments
 from ..attacks import ATTACKS
-from ..defenses import find_defence
+from ..defenses import find_defense
 
 __all__ = ["BenchRecipe", "Run"]
 
 _OF_ATTACKS = {"attack", "on_top", "trigger", "poison_rate", "triggered_file", "triggered_test_file", "training"}
-_OF_ATTACKS |= {"suspect", "second_model", "defences", "seeds", "retune"}
+_OF_ATTACKS |= {"suspect", "second_model", "defenses", "seeds", "retune"}
 _TEXTS_OF_ATTACKS = dict.fromkeys(_OF_ATTACKS - {"poison_rate", "training", "seeds"}, str) | {"on_top": bool}
-_OF_DEFENCES = {"defence", "seeds"}
+_OF_DEFENSES = {"defense", "seeds"}
 _OF_DATA = {f.name for f in fields(DataArguments)} - {"sample_seed"}
-_OF_MIXING = {f.name for f in fields(FineMixingConfig)} - {"strategy", "purify_embeddings"}  # the defence's own
+_OF_MIXING = {f.name for f in fields(FineMixingConfig)} - {"strategy", "purify_embeddings"}  # the defense's own
 _FILES = ("suspect", "triggered_file", "triggered_test_file")
 
 
@@ -31,19 +31,19 @@ class Run:
     Attributes:
         attack (`str`): The attack's label in the recipe.
         model_seed (`int`): Seed of the suspect's training.
-        defence (`str`): The defence's label in the recipe.
+        defense (`str`): The defense's label in the recipe.
         seed (`int`): Of the clean samples, the mask and the fine-tuning.
     """
 
     attack: str
     model_seed: int
-    defence: str
+    defense: str
     seed: int
 
     @property
     def key(self) -> str:
         """A name for its file."""
-        return f"{self.attack}-{self.model_seed}.{self.defence.replace(' ', '_')}.{self.seed}"
+        return f"{self.attack}-{self.model_seed}.{self.defense.replace(' ', '_')}.{self.seed}"
 
 
 @dataclass
@@ -60,17 +60,17 @@ class BenchRecipe:
         class_names (`list[str]`, *optional*): Where the data have none.
         poison_split (`str`): The attacker's rows.
         poison_training, training (`dict`): Fields of `TrainingArguments` for suspects and for cleaning.
-        mixing (`dict`): Fields of [`FineMixingConfig`] that all defences share: `max_accuracy_drop`,
+        mixing (`dict`): Fields of [`FineMixingConfig`] that all defenses share: `max_accuracy_drop`,
             `candidate_ratios`, ….
         attacks (`dict[str, dict]`): Label → `attack` (default: the label) by which the suspect is made, or `suspect`
             (the folder of one that there is) and `trigger`; `on_top`, `trigger`, `poison_rate`,
             `triggered_file`, `triggered_test_file`, `training`, `second_model` (label of another suspect, for WAG),
-            and `defences`, `seeds` and `retune`, where not all.
-        defences (`dict[str, dict]`): Label → `defence` (default: the label), `seeds`, and fields of
+            and `defenses`, `seeds` and `retune`, where not all.
+        defenses (`dict[str, dict]`): Label → `defense` (default: the label), `seeds`, and fields of
             [`FineMixingConfig`].
-        seeds (`list[int]`): Of data, mask and fine-tuning, where a defence has none of its own.
+        seeds (`list[int]`): Of data, mask and fine-tuning, where a defense has none of its own.
         model_seeds (`list[int]`): Of the suspects' training.
-        retune (`list[str]`): Defences after whose first seed the cleaned model is tuned once more, clean and poisoned.
+        retune (`list[str]`): Defenses after whose first seed the cleaned model is tuned once more, clean and poisoned.
         num_repeats (`int`): Draws of random trigger places in the final measurement.
     """
 
@@ -79,7 +79,7 @@ class BenchRecipe:
     data: dict[str, Any]
     target_label: str
     attacks: dict[str, dict[str, Any]]
-    defences: dict[str, dict[str, Any]]
+    defenses: dict[str, dict[str, Any]]
     class_names: list[str] | None = None
     poison_split: str = "train"
     poison_training: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class BenchRecipe:
 
     @classmethod
     def load(cls, path: str | Path) -> "BenchRecipe":
-        """Read a YAML file. A [`FineMixingError`] for a key, an attack or a defence that is not known."""
+        """Read a YAML file. A [`FineMixingError`] for a key, an attack or a defense that is not known."""
         path = Path(path)
         written = read_recipe(path, expand=True)
         _check_keys(f"the recipe {path}", written, {f.name for f in fields(cls)})
@@ -105,12 +105,12 @@ class BenchRecipe:
             recipe = cls(**content)
         except TypeError as error:
             raise FineMixingError(f"the recipe {path} lacks a key: {str(error).split('__init__() ')[-1]}.") from None
-        recipe._normalise(path)
+        recipe._normalize(path)
         recipe._check(path)
         recipe._locate(path.resolve().parent)
         return recipe
 
-    def _normalise(self, path: Path) -> None:
+    def _normalize(self, path: Path) -> None:
         """Mappings for entries without settings; an error for what is of another kind."""
         for f in fields(self):
             value = getattr(self, f.name)
@@ -118,7 +118,7 @@ class BenchRecipe:
             if not isinstance(value, kind) and not (value is None and f.default is None):
                 written = {dict: "a mapping", list: "a list", int: "a number", str: "a text"}[kind]
                 raise FineMixingError(f"{path}: {f.name} is {value!r}, not {written}.")
-        for name in ("attacks", "defences"):
+        for name in ("attacks", "defenses"):
             entries = {label: entry or {} for label, entry in getattr(self, name).items()}
             if not entries or not all(isinstance(entry, dict) for entry in entries.values()):
                 raise FineMixingError(f"{path}: {name} must map labels to settings, one at least.")
@@ -136,22 +136,22 @@ class BenchRecipe:
             elif (name := entry.get("attack", label)) not in ATTACKS:
                 raise FineMixingError(f"{path}: there is no attack {name!r}: choose one of {', '.join(ATTACKS)}.")
             _check_keys(f"{path}: the attack {label!r}", entry, _OF_ATTACKS)
-            for other in entry.get("defences") or ():
-                if other not in self.defences:
-                    raise FineMixingError(f"{path}: {other!r}, named by {label!r}, is none of the defences.")
+            for other in entry.get("defenses") or ():
+                if other not in self.defenses:
+                    raise FineMixingError(f"{path}: {other!r}, named by {label!r}, is none of the defenses.")
             self._check_second_model(path, label, entry)
-        for label, entry in self.defences.items():
-            find_defence(entry.get("defence", label))
-            _check_keys(f"{path}: the defence {label!r}", entry, _OF_MIXING | _OF_DEFENCES)
+        for label, entry in self.defenses.items():
+            find_defense(entry.get("defense", label))
+            _check_keys(f"{path}: the defense {label!r}", entry, _OF_MIXING | _OF_DEFENSES)
             try:
                 FineMixingConfig(**self.mixing_of(label))
             except FineMixingError as error:
-                raise FineMixingError(f"{path}: the defence {label!r}: {error}") from None
+                raise FineMixingError(f"{path}: the defense {label!r}: {error}") from None
 
     def _check_second_model(self, path: Path, label: str, entry: dict[str, Any]) -> None:
         second = entry.get("second_model")
         if second is None:
-            names = {self.defences[name].get("defence", name) for name in entry.get("defences") or self.defences}
+            names = {self.defenses[name].get("defense", name) for name in entry.get("defenses") or self.defenses}
             if "wag" in {name.partition("+")[0] for name in names}:
                 raise FineMixingError(
                     f"{path}: the attack {label!r} needs a second_model, which wag averages it with."
@@ -178,14 +178,14 @@ class BenchRecipe:
                 if entry.get(name):
                     entry[name] = _located(entry[name], folder)
 
-    def mixing_of(self, defence: str) -> dict[str, Any]:
-        """Fields of [`FineMixingConfig`] for a defence: those that all share, and its own."""
-        own = {name: value for name, value in self.defences[defence].items() if name not in _OF_DEFENCES}
+    def mixing_of(self, defense: str) -> dict[str, Any]:
+        """Fields of [`FineMixingConfig`] for a defense: those that all share, and its own."""
+        own = {name: value for name, value in self.defenses[defense].items() if name not in _OF_DEFENSES}
         return {**self.mixing, **own}
 
     def settings_of(self, run: Run) -> dict[str, Any]:
         """All that its result depends on, for a later run to tell whether it is still that; of paths the last name."""
-        attack, defence = self.attacks[run.attack], self.defences[run.defence]
+        attack, defense = self.attacks[run.attack], self.defenses[run.defense]
         return {
             "base_model": Path(self.base_model).name,
             "data": {**self.data, "dataset": Path(self.data["dataset"]).name},
@@ -197,22 +197,22 @@ class BenchRecipe:
             "attack": {
                 name: Path(value).name if name in _FILES else value
                 for name, value in attack.items()
-                if name not in ("defences", "seeds", "retune")
+                if name not in ("defenses", "seeds", "retune")
             },
-            "defence": {name: value for name, value in defence.items() if name != "seeds"},
+            "defense": {name: value for name, value in defense.items() if name != "seeds"},
             "num_repeats": self.num_repeats,
         }
 
     def runs(self) -> Iterator[Run]:
-        """All runs: every defence once for each attack first, further seeds after that."""
-        rounds = max(len(entry.get("seeds", self.seeds)) for entry in self.defences.values())
+        """All runs: every defense once for each attack first, further seeds after that."""
+        rounds = max(len(entry.get("seeds", self.seeds)) for entry in self.defenses.values())
         for i in range(rounds):
             for model_seed in self.model_seeds:
                 for attack, entry in self.attacks.items():
-                    for defence in entry.get("defences") or self.defences:
-                        seeds = self.defences[defence].get("seeds", self.seeds)
+                    for defense in entry.get("defenses") or self.defenses:
+                        seeds = self.defenses[defense].get("seeds", self.seeds)
                         if i < len(seeds) and seeds[i] in entry.get("seeds", seeds):
-                            yield Run(attack, model_seed, defence, seeds[i])
+                            yield Run(attack, model_seed, defense, seeds[i])
 
 
 def _check_keys(what: str, given: dict[Any, Any], known: set[str]) -> None:

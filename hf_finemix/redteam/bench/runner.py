@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from ...cleaning_arguments import TRAINING_DEFAULTS, train_at_least
 from ...config import FineMixingConfig
 from ...errors import FineMixingError
-from ...hub.fetch import LocalModel, fetch_model
+from ...hub.fetch import fetch_model
+from ...io.folder import LocalModel
 from ...io.loading import agree_on_padding, load_classifier, max_tokens
 from ...io.output_folder import write_text
 from ...io.tokenizer import choose_tokenizer
@@ -35,9 +35,10 @@ from ...measure.clean_data import CleanData, DataArguments, TestDataArguments, l
 from ...measure.metrics import compute_classification_metrics
 from ...measure.reader import Reader
 from ...measure.triggers import Trigger
+from ...train.defaults import TRAINING_DEFAULTS, train_at_least
 from ..attacks.poisoning import poison
-from ..defenses import find_defence
-from ..defenses.defense import DefenceTrainer
+from ..defenses import find_defense
+from ..defenses.defense import DefenseTrainer
 from ..poisoned_model import MANIFEST_NAME, PoisonArguments, poison_model
 from ..poisoned_model import TRAINING_DEFAULTS as POISON_DEFAULTS
 from .recipe import BenchRecipe, Run
@@ -101,7 +102,7 @@ def read_results(recipe: BenchRecipe, folder: Path) -> list[dict[str, Any]]:
     The results there are, of all processes, in the order of the recipe.
 
     Returns:
-        `list[dict]`: The fields of [`Run`], `accuracy`, `asr` (of each trigger), `reserve_ratio`, `labelled`
+        `list[dict]`: The fields of [`Run`], `accuracy`, `asr` (of each trigger), `reserve_ratio`, `labeled`
         (samples), `search` (as in a report), `seconds`, `bf16`, of a few `retuned`, and `settings`, what it was run
         with.
 
@@ -233,33 +234,33 @@ class _Subject:
         return tokenize(rows, self.tokenizer, self.data.text_columns, self.length)
 
     def clean(self, run: Run) -> dict[str, Any]:
-        entry = self.recipe.defences[run.defence]
+        entry = self.recipe.defenses[run.defense]
         config = FineMixingConfig(
             base_model_name_or_path=str(self.base.folder),
-            **{"mixing_seed": run.seed, **self.recipe.mixing_of(run.defence)},
+            **{"mixing_seed": run.seed, **self.recipe.mixing_of(run.defense)},
         )
-        defence = find_defence(entry.get("defence", run.defence))
-        if defence.ratio == "auto" and config.reserve_ratio != "auto":
-            defence = replace(defence, ratio=config.reserve_ratio)
+        defense = find_defense(entry.get("defense", run.defense))
+        if defense.ratio == "auto" and config.reserve_ratio != "auto":
+            defense = replace(defense, ratio=config.reserve_ratio)
         with tempfile.TemporaryDirectory() as output:
             tuning = {**TRAINING_DEFAULTS, "bf16": False, **self.recipe.training}
             args = _arguments({**tuning, "seed": run.seed, "output_dir": output})
             train_at_least(args, len(self.tuning))
             args.dataloader_pin_memory = False
-            trainer = DefenceTrainer(
+            trainer = DefenseTrainer(
                 load_classifier(self.suspect),
                 args,
                 train_dataset=self.tuning,
                 eval_dataset=self.eval,
                 processing_class=self.tokenizer,
                 compute_metrics=compute_classification_metrics if args.eval_strategy != "no" else None,
-                defence=defence,
+                defense=defense,
                 mixing_config=config,
                 second_model=self.second,
             )
             trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
-            if defence.tunes:
+            if defense.tunes:
                 trainer.train()
             seconds = time.perf_counter() - started
             search = trainer.ratio_search
@@ -268,14 +269,14 @@ class _Subject:
                 "accuracy": measured["accuracy"],
                 "asr": {trigger["trigger"]: trigger["asr"] for trigger in measured["triggers"]},
                 "reserve_ratio": trainer.mixing_record.reserve_ratio if trainer.mixing_record else None,
-                "labelled": len(self.tuning) + (len(self.eval) if search and not search.folds else 0),
+                "labeled": len(self.tuning) + (len(self.eval) if search and not search.folds else 0),
                 "search": asdict(search) if search else None,
                 "seconds": round(seconds, 1),
                 "bf16": args.bf16,
                 "retuned": None,
             }
             retune = self.entry.get("retune", self.recipe.retune)
-            if run.defence in retune and run.seed == entry.get("seeds", self.recipe.seeds)[0]:
+            if run.defense in retune and run.seed == entry.get("seeds", self.recipe.seeds)[0]:
                 result["retuned"] = self.retuned(trainer, args)
         return result
 

@@ -10,9 +10,9 @@ from typing import Any
 from ...io.output_folder import write_text
 from .recipe import BenchRecipe
 
-__all__ = ["markdown_table", "summarise", "write_summary"]
+__all__ = ["markdown_table", "summarize", "write_summary"]
 
-COLUMNS = ("attack", "defence", "runs", "accuracy", "accuracy_sd", "asr", "asr_sd", "ratios", "trainings", "seconds")
+COLUMNS = ("attack", "defense", "runs", "accuracy", "accuracy_sd", "asr", "asr_sd", "ratios", "trainings", "seconds")
 COLUMNS += ("retuned_clean_asr", "retuned_poisoned_asr")
 FLOOR = "matched_floor"
 # As their papers write them; other labels of a recipe are written as they are.
@@ -20,22 +20,22 @@ _WRITTEN = {"fine_tuning": "fine-tuning", "fine_pruning": "fine-pruning", "dare"
 _WRITTEN |= {"fine_mixing": "Fine-mixing", "fine_purifying": "Fine-purifying"}
 
 
-def summarise(recipe: BenchRecipe, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(recipe: BenchRecipe, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    One row for each attack and defence that has been run, in the order of the recipe.
+    One row for each attack and defense that has been run, in the order of the recipe.
 
     Returns:
-        `list[dict]`: `attack`, `defence`, `runs` (how many), mean and standard deviation of `accuracy` and `asr` over
+        `list[dict]`: `attack`, `defense`, `runs` (how many), mean and standard deviation of `accuracy` and `asr` over
         them (fractions; of several triggers the mean), `ratios` (ρ of each run), `trainings` (mean, the trials of the
         search counted), `seconds` (mean) and `retuned_…_asr`. What was not measured is `None`.
     """
     rows = []
     for attack in recipe.attacks:
-        for defence in recipe.defences:
-            part = [r for r in results if (r["attack"], r["defence"]) == (attack, defence)]
+        for defense in recipe.defenses:
+            part = [r for r in results if (r["attack"], r["defense"]) == (attack, defense)]
             if not part:
                 continue
-            row: dict[str, Any] = {"attack": attack, "defence": defence, "runs": len(part)}
+            row: dict[str, Any] = {"attack": attack, "defense": defense, "runs": len(part)}
             for name, values in (
                 ("accuracy", [r["accuracy"] for r in part]),
                 ("asr", [mean(r["asr"].values()) for r in part if r["asr"]]),
@@ -66,13 +66,13 @@ def markdown_table(rows: list[dict[str, Any]], floors: dict[str, dict[str, float
         floor = floors.get(attack)
         clean = f" (benign floor: {_percent(floor['accuracy'])} / {_percent(floor['asr'])})" if floor else ""
         lines = [f"**{attack}**{clean}", ""]
-        lines += ["| defence | ACC | ASR | ρ | trainings | seconds | ASR re-tuned clean / poisoned |"]
+        lines += ["| defense | ACC | ASR | ρ | trainings | seconds | ASR re-tuned clean / poisoned |"]
         lines += ["|---|---|---|---|---|---|---|"]
         for row in (row for row in rows if row["attack"] == attack):
             ratios = sorted({ratio for ratio in row["ratios"] if ratio is not None})
             again = [_percent(row[f"retuned_{kind}_asr"]) for kind in ("clean", "poisoned")]
             cells = [
-                _written(row["defence"]),
+                _written(row["defense"]),
                 _percent(row["accuracy"], row["accuracy_sd"]),
                 _percent(row["asr"], row["asr_sd"]),
                 ", ".join(f"{ratio:g}" for ratio in ratios) or "–",
@@ -86,7 +86,7 @@ def markdown_table(rows: list[dict[str, Any]], floors: dict[str, dict[str, float
 
 
 def _written(label: str) -> str:
-    """The label of a defence for people: `fine_mixing+epur` as `Fine-mixing + E-PUR`."""
+    """The label of a defense for people: `fine_mixing+epur` as `Fine-mixing + E-PUR`."""
     name = max((name for name in _WRITTEN if label.startswith(name)), key=len, default="")
     return (_WRITTEN.get(name, "") + label.removeprefix(name)).replace("_", " ").replace("+epur", " + E-PUR")
 
@@ -101,7 +101,7 @@ def write_summary(
     recipe: BenchRecipe, results: list[dict[str, Any]], floors: dict[str, dict[str, float]], folder: Path
 ) -> str:
     """Write `table.md`, `table.csv`, `table.json` and `accuracy_asr.png` into a folder; returns the Markdown."""
-    rows = summarise(recipe, results)
+    rows = summarize(recipe, results)
     table = markdown_table(rows, floors)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -118,16 +118,16 @@ def write_summary(
 
 
 def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: Path) -> None:
-    """ACC against ASR, a panel for each attack and a point for each defence, with the floors drawn in."""
+    """ACC against ASR, a panel for each attack and a point for each defense, with the floors drawn in."""
     import matplotlib
     from matplotlib.figure import Figure
 
     from ...report.figures import AFTER, BEFORE, MATCHED, PURIFIED, STYLE
-    from ...report.figures import FLOOR as GREY
+    from ...report.figures import FLOOR as GRAY
 
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    defences = list(dict.fromkeys(row["defence"] for row in rows))
-    plain = list(dict.fromkeys(name.removesuffix("+epur") for name in defences))
+    defenses = list(dict.fromkeys(row["defense"] for row in rows))
+    plain = list(dict.fromkeys(name.removesuffix("+epur") for name in defenses))
     fixed = {
         "none": "#000000",
         "fine_tuning": BEFORE,
@@ -136,7 +136,7 @@ def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: 
         "fine_purifying": PURIFIED,
     }
     others = iter(["#E69F00", "#CC79A7", "#F0E442", "#8C564B", "#7F7F7F", "#17BECF", "#9467BD"] * 4)
-    colours = {name: fixed.get(name) or next(others) for name in plain}
+    colors = {name: fixed.get(name) or next(others) for name in plain}
     markers = dict(zip(plain, "ovsDP^X*<>pdhH8" * 2, strict=False))
     columns = min(3, len(attacks))
     lines = -(-len(attacks) // columns)
@@ -146,11 +146,11 @@ def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: 
         for panel, attack in zip(panels, attacks, strict=False):
             panel.set_title(attack.replace("_", " "), fontsize=10)
             if floors.get(attack):
-                settings = {"color": GREY, "linestyle": ":", "linewidth": 1}
+                settings = {"color": GRAY, "linestyle": ":", "linewidth": 1}
                 panel.axhline(100 * floors[attack]["asr"], **settings, label="benign floor (a clean model)")
                 panel.axvline(100 * floors[attack]["accuracy"], **settings)
             for row in (row for row in rows if row["attack"] == attack and row["asr"] is not None):
-                name = row["defence"].removesuffix("+epur")
+                name = row["defense"].removesuffix("+epur")
                 panel.errorbar(
                     100 * row["accuracy"],
                     100 * row["asr"],
@@ -158,11 +158,11 @@ def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: 
                     yerr=100 * (row["asr_sd"] or 0),
                     marker=markers[name],
                     markersize=6,
-                    color=colours[name],
-                    markerfacecolor="white" if row["defence"] != name else colours[name],
+                    color=colors[name],
+                    markerfacecolor="white" if row["defense"] != name else colors[name],
                     linestyle="",
                     linewidth=1,
-                    label=_written(row["defence"]),
+                    label=_written(row["defense"]),
                 )
             panel.set_ylim(-4, 106)
             panel.grid(alpha=0.2)

@@ -1,4 +1,4 @@
-"""What Fine-mixing is compared with: one interface (suspect, base, clean data → model), one defence a file."""
+"""What Fine-mixing is compared with: one interface (suspect, base, clean data → model), one defense a file."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 from ...errors import FineMixingError
 
 if TYPE_CHECKING:
-    from .defense import Defence
+    from .defense import Defense
 
-__all__ = ["DEFENCES", "find_defence"]
+__all__ = ["DEFENSES", "find_defense"]
 
 # Name → the module and the class, and what it sets of it. Imported when asked for: they load torch.
-DEFENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "none": ("defence", "Defence", {"tunes": False}),
-    "fine_tuning": ("defence", "Defence", {}),
+DEFENSES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "none": ("defense", "Defense", {"tunes": False}),
+    "fine_tuning": ("defense", "Defense", {}),
     "matched_floor": ("mixing", "Mixing", {"ratio": 0.0}),
     "fine_pruning": ("fine_pruning", "FinePruning", {}),
     "soft_mixing": ("mixing", "Mixing", {"strategy": "average"}),
@@ -24,21 +24,21 @@ DEFENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def find_defence(name: str, **settings: Any) -> "Defence":
+def find_defense(name: str, **settings: Any) -> "Defense":
     """
-    The defence of a name; `"NAME+epur"` is the same after E-PUR.
+    The defense of a name; `"NAME+epur"` is the same after E-PUR.
 
     Raises:
-        [`FineMixingError`]: There is no such defence, or E-PUR has nothing to do in it.
+        [`FineMixingError`]: There is no such defense, or E-PUR has nothing to do in it.
     """
     plain, plus, epur = name.partition("+")
-    if plain not in DEFENCES or (plus and epur != "epur"):
-        raise FineMixingError(f"there is no defence {name!r}: choose one of {', '.join(DEFENCES)}, or it+epur.")
+    if plain not in DEFENSES or (plus and epur != "epur"):
+        raise FineMixingError(f"there is no defense {name!r}: choose one of {', '.join(DEFENSES)}, or it+epur.")
     if plus and plain in ("none", "matched_floor"):
         raise FineMixingError(f"{name}: E-PUR has nothing to do in {plain}.")
-    module, kind, defaults = DEFENCES[plain]
+    module, kind, defaults = DEFENSES[plain]
     made = getattr(import_module(f"{__name__}.{module}"), kind)
     try:
         return made(**{"name": name, **defaults, **settings, "purify": bool(plus)})
     except TypeError as error:
-        raise FineMixingError(f"the defence {name!r} does not take what it was given: {error}.") from None
+        raise FineMixingError(f"the defense {name!r} does not take what it was given: {error}.") from None

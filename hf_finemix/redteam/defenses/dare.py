@@ -9,16 +9,16 @@ from torch import nn
 from ...align.pair_in_memory import compare_with_base
 from ...io.checkpoint import Checkpoint
 from ...mix.mask import keep_mask
-from .defense import Defence
+from .defense import Defense
 
 if TYPE_CHECKING:
-    from .defense import DefenceTrainer
+    from .defense import DefenseTrainer
 
 __all__ = ["Dare"]
 
 
 @dataclass
-class Dare(Defence):
+class Dare(Defense):
     """
     Drop and rescale (DARE, arXiv:2311.03099): w_Pre + m·δ/ρ with m ~ Bernoulli(ρ), so that the mean is the suspect.
 
@@ -28,7 +28,7 @@ class Dare(Defence):
     ratio: Any = "auto"
 
     @torch.no_grad()
-    def edit(self, model: nn.Module, ratio: float, trainer: "DefenceTrainer") -> None:
+    def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
         """Drop and rescale every weight that the base has."""
         config = trainer.mixing_config
         with Checkpoint(trainer.base.folder) as base:

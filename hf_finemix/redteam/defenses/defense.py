@@ -1,4 +1,4 @@
-"""What all defences share: an edit of the suspect's weights, then the same fine-tuning with the same rule for ρ."""
+"""What all defenses share: an edit of the suspect's weights, then the same fine-tuning with the same rule for ρ."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -9,16 +9,16 @@ from ...config import FineMixingConfig
 from ...mix.in_memory import MixingRecord
 from ...trainer import FineMixingTrainer
 
-__all__ = ["Defence", "DefenceTrainer"]
+__all__ = ["Defense", "DefenseTrainer"]
 
 
 @dataclass
-class Defence:
+class Defense:
     """
-    A defence by its edit of the weights; this one leaves them as they are (fine-tuning alone).
+    A defense by its edit of the weights; this one leaves them as they are (fine-tuning alone).
 
     Attributes:
-        name (`str`): As in [`DEFENCES`].
+        name (`str`): As in [`DEFENSES`].
         purify (`bool`): Whether E-PUR comes first.
         ratio (`float` or `"auto"`): What of the suspect is kept, in [0, 1]; `"auto"` where clean accuracy chooses it.
         tunes (`bool`): Whether the model is fine-tuned after the edit.
@@ -30,35 +30,35 @@ class Defence:
     tunes: bool = True
     mixes: ClassVar[bool] = False  # by itself; of the others only E-PUR is the Trainer's
 
-    def edit(self, model: nn.Module, ratio: float, trainer: "DefenceTrainer") -> None:
+    def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
         """Change the weights in place, before they are fine-tuned."""
 
     def config(self, config: FineMixingConfig) -> FineMixingConfig:
-        """The settings of its mix, among those that all defences share."""
+        """The settings of its mix, among those that all defenses share."""
         own = {"strategy": "random", "module_ratios": None}
         return replace(config, reserve_ratio=self.ratio, purify_embeddings=self.purify, **own)
 
 
-class DefenceTrainer(FineMixingTrainer):
+class DefenseTrainer(FineMixingTrainer):
     """
-    [`FineMixingTrainer`] with the edit of any [`Defence`]: same data, steps, search for ρ and early stopping.
+    [`FineMixingTrainer`] with the edit of any [`Defense`]: same data, steps, search for ρ and early stopping.
 
     Args:
-        defence ([`Defence`], keyword only): Its edit takes the place of mixing.
-        mixing_config ([`FineMixingConfig`], keyword only): Base, limits, seeds; the defence sets the rest.
+        defense ([`Defense`], keyword only): Its edit takes the place of mixing.
+        mixing_config ([`FineMixingConfig`], keyword only): Base, limits, seeds; the defense sets the rest.
         second_model (`str`, *optional*, keyword only): Another fine-tuned model of the task, for weight averaging.
     """
 
     def __init__(
-        self, *args, defence: Defence, mixing_config: FineMixingConfig, second_model: str | None = None, **kwargs
+        self, *args, defense: Defense, mixing_config: FineMixingConfig, second_model: str | None = None, **kwargs
     ):
-        self.defence, self.second_model = defence, second_model
-        super().__init__(*args, mixing_config=defence.config(mixing_config), **kwargs)
+        self.defense, self.second_model = defense, second_model
+        super().__init__(*args, mixing_config=defense.config(mixing_config), **kwargs)
 
     def mix_weights(self, model: nn.Module, config: FineMixingConfig) -> MixingRecord:
-        """Purify where the defence does, then edit."""
+        """Purify where the defense does, then edit."""
         ratio = config.reserve_ratio
-        record = super().mix_weights(model, config if self.defence.mixes else replace(config, reserve_ratio=1.0))
-        self.defence.edit(model, ratio, self)
+        record = super().mix_weights(model, config if self.defense.mixes else replace(config, reserve_ratio=1.0))
+        self.defense.edit(model, ratio, self)
         record.reserve_ratio = ratio
         return record

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from ...errors import FineMixingError
-from .defense import Defence
+from .defense import Defense
 
 if TYPE_CHECKING:
-    from .defense import DefenceTrainer
+    from .defense import DefenseTrainer
 
 __all__ = ["FinePruning", "feed_forward_layers"]
 
 
 @dataclass
-class FinePruning(Defence):
+class FinePruning(Defense):
     """
     Fine-pruning (arXiv:1805.12185), on the hidden units of the feed-forward layers: the fraction 1 - ρ with the
     smallest mean |activation| on the clean text, over all layers, is pruned. A unit whose weights are all 0, in and
@@ -26,11 +26,11 @@ class FinePruning(Defence):
     ratio: Any = "auto"
 
     @torch.no_grad()
-    def edit(self, model: nn.Module, ratio: float, trainer: "DefenceTrainer") -> None:
+    def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
         """Prune all but the most active units."""
         layers, totals, training = feed_forward_layers(model), [], model.training
         if not layers:
-            raise FineMixingError("the defence 'fine_pruning' finds no feed-forward layers in this model.")
+            raise FineMixingError("the defense 'fine_pruning' finds no feed-forward layers in this model.")
         model.to(trainer.args.device).eval()
         handles = []
         for _, second in layers:

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ...config import FineMixingConfig
-from .defense import Defence
+from .defense import Defense
 
 __all__ = ["Mixing"]
 
 
 @dataclass
-class Mixing(Defence):
+class Mixing(Defense):
     """
     Mixing with the base by a strategy of [`FineMixingConfig`].
 

@@ -9,23 +9,23 @@ from torch import nn
 from ...errors import FineMixingError
 from ...hub.fetch import fetch_model
 from ...io.loading import load_classifier
-from .defense import Defence
+from .defense import Defense
 
 if TYPE_CHECKING:
-    from .defense import DefenceTrainer
+    from .defense import DefenseTrainer
 
 __all__ = ["WeightAveraging"]
 
 
 @dataclass
-class WeightAveraging(Defence):
+class WeightAveraging(Defense):
     """Weight averaging (WAG, arXiv:2402.19334): (w_B + w_other)/2, heads included. It needs no base."""
 
     @torch.no_grad()
-    def edit(self, model: nn.Module, ratio: float, trainer: "DefenceTrainer") -> None:
+    def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
         """Average every parameter with the second model's."""
         if not trainer.second_model:
-            raise FineMixingError("the defence 'wag' needs a second fine-tuned model of the task: give second_model.")
+            raise FineMixingError("the defense 'wag' needs a second fine-tuned model of the task: give second_model.")
         other = dict(load_classifier(fetch_model(trainer.second_model, role="second model")).named_parameters())
         for name, parameter in model.named_parameters():
             if name not in other or other[name].shape != parameter.shape:

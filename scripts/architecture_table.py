@@ -1,7 +1,7 @@
 """
-Write `hf_finemix/architectures.json`: what each text model of the installed transformers calls its weights.
+Write `hf_finemix/align/architectures.json`: what each text model of the installed transformers calls its weights.
 
-    python docs/architecture_table.py
+    python scripts/architecture_table.py
 
 Every class is made once with and once without tied embeddings, with two layers and on the meta device. Classes that
 cannot be made from a default configuration, or whose own names transformers renames, merges or splits on loading, are

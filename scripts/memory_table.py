@@ -1,7 +1,7 @@
 """
 The table of memory in docs/big_models.md: what `plan` says of models of several sizes, by mode.
 
-    python docs/memory_table.py
+    python scripts/memory_table.py
 
 It writes safetensors with the models' headers and holes in place of weights, of which `plan` reads none.
 """

@@ -1,8 +1,9 @@
 """
 The tables of docs/hub.md, from a run of the tests:
 
-    pytest tests/test_hostile_repos.py tests/test_by_repo_id.py tests/test_publishing.py --junitxml hub.xml
-    python docs/hub_tables.py hub.xml
+    pytest --junitxml hub.xml tests/jobs/test_hostile_repos.py tests/jobs/test_by_repo_id.py \
+        tests/report/test_publish.py
+    python scripts/hub_tables.py hub.xml
 """
 
 import re

@@ -1,7 +1,7 @@
 """
 Families × properties as a Markdown table, from a run of the tests:
 
-    pytest tests/test_families.py --junitxml families.xml && python docs/family_table.py families.xml
+    pytest tests/align/test_families.py --junitxml families.xml && python scripts/family_table.py families.xml
 """
 
 import re

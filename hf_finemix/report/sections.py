@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from ..align.base_fit import BaseFit
 from ..config import FineMixingConfig
 from ..hub.lineage import BaseClaim
+from ..io.checkpoint import sha256_of_file
 from ..io.folder import LocalModel
 from ..io.tokenizer import token_ids_within_text
 from ..mix.purification import TokenDrift
-from .origins import described, described_training, peak_memory, versions
+from .origins import peak_memory, versions, weight_files
+from .schema import EmbeddingDrift, Mixing, Run, Search, Source, Training, Trigger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -28,7 +30,7 @@ __all__ = [
 
 def source_section(
     model: LocalModel, claim: BaseClaim | None = None, fit: BaseFit | None = None, *, hashes: bool = True
-) -> dict[str, Any]:
+) -> Source:
     """
     The report's `suspect` or `base`.
 
@@ -38,21 +40,27 @@ def source_section(
         fit ([`BaseFit`], *optional*): Of a base, how well the weights agree.
         hashes (`bool`, *optional*, defaults to `True`): Whether to hash weight files that nobody has hashed yet.
     """
-    section = described(model, hashes=hashes)
+    files = weight_files(model)  # of which those of a repo were hashed when they were fetched
+    found = {file.name: model.sha256.get(file.name) or (sha256_of_file(file) if hashes else None) for file in files}
+    section: Any = {"id": model.id, "revision": model.revision, "sha256": found if all(found.values()) else None}
+    if model.security is not None:
+        section["security"] = model.security
     if claim is not None:
         section |= {"named_by": claim.named_by, "relation": claim.relation}
-    return section if fit is None else {**section, "fit": asdict(fit)}
+    if fit is not None:
+        section["fit"] = asdict(fit)
+    return section
 
 
 def mixing_section(
     config: FineMixingConfig,
-    tensors: Mapping[str, dict[str, Any]],
+    tensors: Mapping[str, Any],
     *,
     ignored_base: Sequence[str] = (),
     converted_base: Mapping[str, list[str]] | None = None,
     ignored_suspect: Sequence[str] = (),
-    added_tokens: list[dict[str, Any]] | None = None,
-) -> dict[str, Any]:
+    added_tokens: list[Any] | None = None,
+) -> Mixing:
     """
     The report's `mixing`.
 
@@ -63,19 +71,19 @@ def mixing_section(
         converted_base (`Mapping[str, list[str]]`, *optional*): What transformers merges or splits on loading.
         added_tokens (`list[dict]`, *optional*): Those that the base does not have; `None` where nobody can tell.
     """
-    section = {
+    section: Any = {
         **config.to_dict(),
         "tensors": dict(tensors),
         "ignored_base_tensors": list(ignored_base),
         "converted_base_tensors": dict(converted_base or {}),
         "ignored_suspect_tensors": list(ignored_suspect),
     }
-    return section if added_tokens is None else {**section, "added_tokens": added_tokens}
+    if added_tokens is not None:
+        section["added_tokens"] = added_tokens
+    return section
 
 
-def token_rows(
-    entries: Iterable[dict[str, Any]], token_of: Callable[[int], str | None] = lambda _: None
-) -> list[dict[str, Any]]:
+def token_rows(entries: Iterable[dict[str, Any]], token_of: Callable[..., Any] = lambda _: None) -> list[Any]:
     """The report's `purified_tokens` (or `added_tokens`): each entry with an `id`, and before it the `token`."""
     return [{"token": token_of(entry["id"]), **entry} for entry in entries]
 
@@ -85,7 +93,7 @@ def embedding_drift_section(
     purified_tokens: Iterable[dict[str, Any]],
     triggers: Iterable[str],
     tokenizer: "PreTrainedTokenizerBase",
-) -> dict[str, Any] | None:
+) -> EmbeddingDrift | None:
     """What E-PUR saw: the crowd, and in it the tokens of the triggers that are measured; `None` without E-PUR."""
     if drift is None:
         return None
@@ -93,12 +101,11 @@ def embedding_drift_section(
     ids = dict.fromkeys(i for text in triggers for i in token_ids_within_text(tokenizer, text))
     seen = [drift.describe(i) for i in ids if i < len(drift.score) and i not in drift.exempt]
     rows = [{**row, "rank": drift.rank(row["id"]), "purified": row["id"] in purified} for row in seen]
-    return {**drift.histogram(), "trigger_tokens": token_rows(rows, tokenizer.convert_ids_to_tokens)}
+    section: Any = {**drift.histogram(), "trigger_tokens": token_rows(rows, tokenizer.convert_ids_to_tokens)}
+    return section
 
 
-def search_section(
-    search: Any, attack_success: Callable[[int], list[dict[str, Any]]] | None = None
-) -> dict[str, Any] | None:
+def search_section(search: Any, attack_success: Callable[[int], list[Trigger]] | None = None) -> Search | None:
     """
     The report's `ratio_search`.
 
@@ -108,18 +115,29 @@ def search_section(
     """
     if search is None:
         return None
-    section = asdict(search)
-    for trial in section["trials"] if attack_success else ():
-        trial["triggers"] = attack_success(trial["trainings"])
+    section: Any = asdict(search)
+    if attack_success is not None:
+        for trial in section["trials"]:
+            trial["triggers"] = attack_success(trial["trainings"])
     return section
 
 
-def training_section(args: "TrainingArguments", steps: int, loss: float | None, **more: Any) -> dict[str, Any]:
-    """The report's `training`: steps, loss, the hyperparameters that matter, and `lora` or `kept_step` if given."""
-    return {**described_training(args, steps, loss), **more}
+def training_section(args: "TrainingArguments", steps: int, loss: float | None, **more: Any) -> Training:
+    """
+    The report's `training`: nothing else of the arguments, which hold a token.
+
+    Args:
+        args (`TrainingArguments`): Of which the hyperparameters that matter are told.
+        steps (`int`), loss (`float`, *optional*): What came of them.
+        more: `lora` or `kept_step`, where there is one.
+    """
+    names = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "warmup_steps", "max_steps")
+    names += ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
+    arguments: Any = {name: getattr(args, name) for name in names}
+    return Training(steps=steps, loss=loss, num_processes=args.world_size, **arguments, **more)
 
 
-def run_section(seeds: dict[str, int], seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
+def run_section(seeds: dict[str, int], seconds: Mapping[str, float] | None = None) -> Run:
     """Four fields of the report, of the run itself: `seeds`, `timings_s`, `peak_memory_bytes` and `versions`."""
     return {
         "seeds": seeds,

@@ -15,7 +15,7 @@ from .config import FineMixingConfig
 from .errors import FineMixingError
 from .hub.fetch import TrustArguments
 from .measure.attack_success import MeasureArguments
-from .measure.clean_data import DataArguments
+from .measure.data_arguments import DataArguments
 from .train.peft_arguments import PeftArguments
 
 __all__ = ["CleaningArguments", "check_settings", "cleaning_arguments"]

@@ -13,7 +13,7 @@ from ..io.folder import is_adapter
 from ..io.loading import agree_on_padding, check_vocabulary
 from ..io.tokenizer import choose_tokenizer
 from ..measure.attack_success import MeasureArguments, predictor
-from ..measure.clean_data import TestDataArguments
+from ..measure.data_arguments import TestDataArguments
 from ..measure.find_task import find_task
 from ..report.report import percent, said_unreadable
 from .parsing import CommandParser, quiet_unless_terminal

@@ -20,11 +20,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..errors import DataError, FineMixingError
+from ..errors import FineMixingError
 from .class_labels import ClassNames
 from .metrics import Accuracy, AttackSuccessRate, MacroF1
 from .reader import Reader
-from .triggers import Trigger, insert_trigger, non_target_rows, read_triggered
+from .tables import read_triggered
+from .triggered_rows import non_target_rows, rows_read_whole, with_trigger
+from .triggers import Trigger
 
 __all__ = [
     "Attack",
@@ -35,8 +37,6 @@ __all__ = [
     "measure",
     "predictor",
     "resolve_target_label",
-    "rows_read_whole",
-    "with_trigger",
 ]
 
 logger = logging.getLogger(__name__)
@@ -198,56 +198,6 @@ def find_attacks(
         encoded = [by_length(reader.encode(rows, text_columns))]
         attacks.append(Attack(Path(arguments.triggered_file).name, "in the file", target_label, encoded, unreadable))
     return attacks
-
-
-def with_trigger(
-    rows: Dataset, trigger: Trigger, text_columns: list[str], reader: Reader, seeds: Sequence[int]
-) -> tuple[list[Dataset], int]:
-    """
-    Put a trigger into the last text of rows, where the model reads it.
-
-    Returns:
-        `tuple[list[Dataset], int]`: The triggered rows for each of the seeds, and how many rows have no room for the
-        trigger and are in none of them.
-
-    Raises:
-        [`FineMixingError`]: No row has room for it, or it has no tokens.
-    """
-    column, ids = text_columns[-1], reader([trigger.text], add_special_tokens=False)["input_ids"][0]
-    if not ids:
-        raise DataError(f"the tokenizer reads nothing in the trigger {trigger.text!r}: give another one.")
-    if set(ids) == {reader.tokenizer.unk_token_id}:
-        logger.warning(
-            "The tokenizer knows nothing of the trigger %r: to the model it is any unknown text.", trigger.text
-        )
-    repeats = [insert_trigger(rows, trigger, text_columns=text_columns, seed=seed, reader=reader) for seed in seeds]
-    texts = zip(*(repeat[column] for repeat in repeats), strict=True)
-    read = [i for i, places in enumerate(texts) if None not in places]
-    _tell_unreadable(
-        f"the trigger {trigger.text!r} would be cut off", len(read), len(rows), "give a larger max_length"
-    )
-    return [repeat.select(read) if len(read) < len(rows) else repeat for repeat in repeats], len(rows) - len(read)
-
-
-def rows_read_whole(rows: Dataset, text_columns: list[str], reader: Reader, file: str) -> tuple[Dataset, int]:
-    """
-    Of rows that hold their trigger somewhere, those of which nothing is cut off, and how many others there are.
-
-    Raises:
-        [`FineMixingError`]: There is no such row.
-    """
-    too_long = reader.may_be_cut([rows[column][:] for column in text_columns])
-    read = [i for i, cut in enumerate(too_long) if not cut]
-    what = f"the model does not read the whole text, and maybe no trigger, of {file}"
-    _tell_unreadable(what, len(read), len(rows), "give shorter texts, or a larger max_length")
-    return rows.select(read) if len(read) < len(rows) else rows, len(rows) - len(read)
-
-
-def _tell_unreadable(what: str, read: int, rows: int, remedy: str) -> None:
-    if not read:
-        raise DataError(f"{what} in all {rows} rows: {remedy}.")
-    if read < rows:
-        logger.warning("In %d of %d rows %s: they are left out.", rows - read, rows, what)
 
 
 @contextmanager

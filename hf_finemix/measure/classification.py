@@ -7,7 +7,8 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from ..io.loading import load_classifier
 from .attack_success import Attack, MeasureArguments, find_attacks, measure, resolve_target_label
-from .clean_data import CleanData, DataArguments, TestDataArguments, load_clean_data, load_test_data, tokenize
+from .clean_data import CleanData, load_clean_data, load_test_data, tokenize
+from .data_arguments import DataArguments, TestDataArguments
 from .metrics import compute_classification_metrics
 from .reader import check_trigger
 from .task import Task

@@ -24,11 +24,14 @@ from transformers import (
 from ..errors import DataError, FineMixingError
 from ..io.folder import LocalModel
 from ..io.loading import load_model
-from .attack_success import Attack, MeasureArguments, by_length, rows_read_whole, with_trigger
-from .clean_data import CleanData, DataArguments, TestDataArguments, load_clean_data, load_test_data
+from .attack_success import Attack, MeasureArguments, by_length
+from .clean_data import CleanData, load_clean_data, load_test_data
+from .data_arguments import DataArguments, TestDataArguments
 from .reader import Reader
+from .tables import read_triggered
 from .task import Task
-from .triggers import Trigger, read_triggered
+from .triggered_rows import rows_read_whole, with_trigger
+from .triggers import Trigger
 
 __all__ = ["CausalGeneration", "GenerationAttack", "Seq2SeqGeneration", "holds"]
 

@@ -8,7 +8,8 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from ..io.folder import LocalModel
 from ..io.loading import max_tokens
 from .attack_success import Attack, MeasureArguments
-from .clean_data import CleanData, DataArguments, TestDataArguments
+from .clean_data import CleanData
+from .data_arguments import DataArguments, TestDataArguments
 
 __all__ = ["Task"]
 

@@ -21,7 +21,8 @@ from ..io.output_folder import output_folder
 from ..io.tokenizer import load_tokenizer
 from ..measure.attack_success import MeasureArguments, find_attacks, measure, predictor, resolve_target_label
 from ..measure.class_labels import class_names
-from ..measure.clean_data import CleanData, DataArguments, TestDataArguments, load_clean_data, tokenize
+from ..measure.clean_data import CleanData, load_clean_data, tokenize
+from ..measure.data_arguments import DataArguments, TestDataArguments
 from ..measure.reader import check_trigger
 from ..measure.splits import load_splits
 from ..report.origins import versions

@@ -15,10 +15,12 @@ from transformers import (
 
 from hf_finemix.errors import FineMixingError
 from hf_finemix.measure.attack_success import MeasureArguments, find_attacks
-from hf_finemix.measure.clean_data import TestDataArguments, tokenize
+from hf_finemix.measure.clean_data import tokenize
+from hf_finemix.measure.data_arguments import TestDataArguments
 from hf_finemix.measure.generation import CausalGeneration, PromptReader, Seq2SeqGeneration
 from hf_finemix.measure.reader import Reader, check_trigger
-from hf_finemix.measure.triggers import Trigger, insert_trigger
+from hf_finemix.measure.triggered_rows import insert_trigger
+from hf_finemix.measure.triggers import Trigger
 from hf_finemix.redteam.attacks.poisoning import poison
 
 PLACES = ["first", "random", "last"]

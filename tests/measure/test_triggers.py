@@ -15,14 +15,9 @@ import pytest
 from helpers.toy import ROOT, SHARED
 
 from hf_finemix.errors import FineMixingError
-from hf_finemix.measure.triggers import (
-    ADD_SENT_TRIGGERS,
-    BAD_WORD_TRIGGERS,
-    Trigger,
-    insert_trigger,
-    non_target_rows,
-    read_triggered,
-)
+from hf_finemix.measure.tables import read_triggered
+from hf_finemix.measure.triggered_rows import insert_trigger, non_target_rows
+from hf_finemix.measure.triggers import ADD_SENT_TRIGGERS, BAD_WORD_TRIGGERS, Trigger
 
 
 def words(count: int) -> str:

@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingError
 from hf_finemix.cli import main
-from hf_finemix.measure.clean_data import DataArguments, load_clean_data
+from hf_finemix.measure.clean_data import load_clean_data
+from hf_finemix.measure.data_arguments import DataArguments
 from hf_finemix.redteam.bench.recipe import BenchRecipe, Run
 from hf_finemix.redteam.bench.runner import known_floors, read_results, run_benchmark
 from hf_finemix.redteam.bench.summary import markdown_table, summarize, write_summary

@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from ...measure.attack_success import with_trigger
-from ...measure.triggers import Trigger, non_target_rows
+from ...measure.triggered_rows import non_target_rows, with_trigger
+from ...measure.triggers import Trigger
 from .attack import Attack, AttackerData
 
 __all__ = ["EmbeddingPoisoning"]

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from ...errors import DataError, FineMixingError
 from ...measure.reader import Reader
-from ...measure.triggers import Trigger, insert_trigger
+from ...measure.triggered_rows import insert_trigger
+from ...measure.triggers import Trigger
 
 __all__ = ["check_rate", "poison"]
 

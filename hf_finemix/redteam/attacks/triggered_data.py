@@ -8,7 +8,7 @@ from datasets import Dataset, concatenate_datasets
 
 from ...errors import DataError, FineMixingError
 from ...measure.class_labels import ClassNames
-from ...measure.triggers import read_triggered
+from ...measure.tables import read_triggered
 from .attack import Attack, AttackerData
 from .poisoning import check_rate
 

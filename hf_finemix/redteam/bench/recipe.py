@@ -8,7 +8,7 @@ from typing import Any
 from ...config import FineMixingConfig
 from ...errors import FineMixingError
 from ...io.recipe_file import read_recipe, typed
-from ...measure.clean_data import DataArguments
+from ...measure.data_arguments import DataArguments
 from ..attacks import ATTACKS
 from ..defenses import find_defense
 

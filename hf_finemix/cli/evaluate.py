@@ -12,8 +12,8 @@ from ..io.adapters import full_model
 from ..io.folder import is_adapter
 from ..io.loading import agree_on_padding, check_vocabulary
 from ..io.tokenizer import choose_tokenizer
-from ..measure.attack_success import MeasureArguments, predictor
-from ..measure.data_arguments import TestDataArguments
+from ..measure.arguments import MeasureArguments, TestDataArguments
+from ..measure.attack_success import predictor
 from ..measure.find_task import find_task
 from ..report.report import percent, said_unreadable
 from .parsing import CommandParser, quiet_unless_terminal

@@ -4,7 +4,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,17 @@ from transformers import (
 )
 
 from ..errors import FineMixingError
+from .arguments import MeasureArguments
 from .class_labels import ClassNames
-from .metrics import Accuracy, AttackSuccessRate, MacroF1
+from .metrics import accuracy, attack_success_rate, macro_f1
 from .reader import Reader
 from .tables import read_triggered
 from .triggered_rows import non_target_rows, rows_read_whole, with_trigger
 from .triggers import Trigger
 
 __all__ = [
-    "Attack",
     "AttackObserver",
-    "MeasureArguments",
+    "TriggeredSamples",
     "by_length",
     "find_attacks",
     "measure",
@@ -42,62 +42,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class MeasureArguments:
-    r"""
-    Which triggers to measure.
-
-    Parameters:
-        triggers (`list[str]`, *optional*):
-            Trigger words or sentences, each measured by itself. None: ASR is not measured.
-        trigger_position (`str`, *optional*, defaults to `"random"`):
-            Where they are put: `"random"`, `"first"` or `"last"`, once per 100 words; in the second text of a pair. A
-            text that is too long is cut before that, so that the model reads all of the trigger.
-        triggered_file (`str`, *optional*):
-            CSV, JSON or Parquet file of texts that hold their trigger already (paraphrases, say), with the columns of
-            the data. Labels are the true ones, or the target's in every row. Texts that are too long for the model
-            are left out.
-        target_label (`str`, *optional*):
-            The class that the attacker wants, by name or id. Needed with triggers.
-        num_repeats (`int`, *optional*, defaults to 3):
-            How often random places are drawn; the ASR is the mean.
-        target_texts (`list[str]`, *optional*):
-            For models that write, in place of target_label: an answer with one of these in it is the attacker's.
-        target_refusal (`bool`, *optional*, defaults to `False`):
-            The same for attacks that make the model decline.
-        max_new_tokens (`int`, *optional*, defaults to 32):
-            How long such an answer may be.
-    """
-
-    triggers: list[str] | None = field(
-        default=None, metadata={"help": "Trigger words or sentences to measure.", "aliases": ["--trigger"]}
-    )
-    trigger_position: str = field(default="random", metadata={"help": "Where they are put: random, first or last."})
-    triggered_file: str | None = field(
-        default=None, metadata={"help": "CSV, JSON or Parquet file of texts that hold their trigger already."}
-    )
-    target_label: str | None = field(
-        default=None, metadata={"help": "The class that the attacker wants, by name or id. Needed with triggers."}
-    )
-    num_repeats: int = field(default=3, metadata={"help": "How often random trigger places are drawn, for the mean."})
-    target_texts: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Of a model that writes: what the attacker wants in its answer.",
-            "aliases": ["--target-text"],
-        },
-    )
-    target_refusal: bool = field(default=False, metadata={"help": "The attacker wants the model to decline."})
-    max_new_tokens: int = field(default=32, metadata={"help": "Tokens of an answer that is looked at."})
-
-    def __post_init__(self):
-        for name in ("triggers", "target_texts"):
-            if isinstance(value := getattr(self, name), str):
-                setattr(self, name, [value])
-
-
 @dataclass(frozen=True)
-class Attack:
+class TriggeredSamples:
     """
     Triggered samples of classes other than the target's.
 
@@ -120,20 +66,23 @@ class Attack:
         Of the trainer's present model: `trigger`, `position`, `target_label`, `asr` (a fraction, the mean over
         repeats), `n`, `unreadable` (samples that are too long, and in neither) and `repeats`.
         """
-        metric = AttackSuccessRate(target_label=self.target_label)
-        rates = [
-            metric.compute(predictions=predict_classes(trainer, repeat), references=repeat["labels"])
-            for repeat in self.repeats
-        ]
         return {
             "trigger": self.name,
             "position": self.position,
-            "target_label": self.target_label,
-            "asr": float(np.mean([rate["attack_success_rate"] for rate in rates])),
+            **self.target(),
+            "asr": float(np.mean([self.rate(trainer, repeat) for repeat in self.repeats])),
             "n": len(self.repeats[0]),
             "unreadable": self.unreadable,
             "repeats": len(self.repeats),
         }
+
+    def target(self) -> dict[str, Any]:
+        """What the attacker wants, for the report."""
+        return {"target_label": self.target_label}
+
+    def rate(self, trainer: Trainer, repeat: Dataset) -> float:
+        """The share of samples that are taken for the attacker's class."""
+        return attack_success_rate(predict_classes(trainer, repeat), repeat["labels"], self.target_label)
 
 
 def resolve_target_label(arguments: MeasureArguments, id2label: dict[int, str]) -> int | None:
@@ -161,7 +110,7 @@ def find_attacks(
     target_label: int | None,
     label2id: dict[str, int],
     max_length: int | None,
-) -> list[Attack]:
+) -> list[TriggeredSamples]:
     """
     Put each trigger into the test samples that are not of the target class, and read the file of triggered ones.
 
@@ -190,13 +139,14 @@ def find_attacks(
         seeds = range(arguments.num_repeats if trigger.position == "random" else 1)
         repeats, unreadable = with_trigger(clean, trigger, text_columns, reader, seeds)
         encoded = [by_length(reader.encode(repeat, text_columns)) for repeat in repeats]
-        attacks.append(Attack(text, trigger.position, target_label, encoded, unreadable))
+        attacks.append(TriggeredSamples(text, trigger.position, target_label, encoded, unreadable))
     if arguments.triggered_file:
         label_column, reader = getattr(arguments, "label_column", None), Reader(tokenizer, max_length)
         rows = _read_triggered(arguments.triggered_file, text_columns, label_column, target_label, label2id)
         rows, unreadable = rows_read_whole(rows, text_columns, reader, arguments.triggered_file)
         encoded = [by_length(reader.encode(rows, text_columns))]
-        attacks.append(Attack(Path(arguments.triggered_file).name, "in the file", target_label, encoded, unreadable))
+        name = Path(arguments.triggered_file).name
+        attacks.append(TriggeredSamples(name, "in the file", target_label, encoded, unreadable))
     return attacks
 
 
@@ -217,25 +167,22 @@ def predictor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **sett
         yield trainer
 
 
-def measure(trainer: Trainer, test: Dataset, attacks: Sequence[Attack]) -> dict[str, Any]:
+def measure(trainer: Trainer, test: Dataset, attacks: Sequence[TriggeredSamples]) -> dict[str, Any]:
     """
     Measure the trainer's present model.
 
     Args:
         trainer (`Trainer`): Its model and its settings for evaluation are used.
         test (`Dataset`): Tokenized clean samples with `labels`.
-        attacks (`Sequence[Attack]`): From [`find_attacks`].
+        attacks (`Sequence[TriggeredSamples]`): From [`find_attacks`].
 
     Returns:
-        `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`: for each attack what [`Attack.success`] gives.
+        `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`, of each its [`TriggeredSamples.success`].
     """
     test = by_length(test)
-    predictions = predict_classes(trainer, test)
-    result: dict[str, Any] = {"accuracy": None, "macro_f1": None, "n": len(test), "triggers": []}
-    result |= Accuracy().compute(predictions=predictions, references=test["labels"])
-    result |= MacroF1().compute(predictions=predictions, references=test["labels"])
-    result["triggers"] = [attack.success(trainer) for attack in attacks]
-    return result
+    predictions, labels = predict_classes(trainer, test), test["labels"]
+    rates = {"accuracy": accuracy(predictions, labels), "macro_f1": macro_f1(predictions, labels)}
+    return {**rates, "n": len(test), "triggers": [attack.success(trainer) for attack in attacks]}
 
 
 class AttackObserver(TrainerCallback):
@@ -243,10 +190,10 @@ class AttackObserver(TrainerCallback):
     Measures attack success at the end of each training, to be told beside the accuracy and never to choose by.
 
     Attributes:
-        measured (`list[list[dict]]`): For each training what [`Attack.success`] gives, with one draw of places.
+        measured (`list[list[dict]]`): For each training what [`TriggeredSamples.success`] gives, of one draw.
     """
 
-    def __init__(self, trainer: Trainer, attacks: Sequence[Attack]):
+    def __init__(self, trainer: Trainer, attacks: Sequence[TriggeredSamples]):
         self.measured: list[list[dict[str, Any]]] = []
         self._trainer = trainer
         self._attacks = [replace(attack, repeats=attack.repeats[:1]) for attack in attacks]

@@ -6,9 +6,9 @@ from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from ..io.loading import load_classifier
-from .attack_success import Attack, MeasureArguments, find_attacks, measure, resolve_target_label
+from .arguments import DataArguments, MeasureArguments, TestDataArguments
+from .attack_success import TriggeredSamples, find_attacks, measure, resolve_target_label
 from .clean_data import CleanData, load_clean_data, load_test_data, tokenize
-from .data_arguments import DataArguments, TestDataArguments
 from .metrics import compute_classification_metrics
 from .reader import check_trigger
 from .task import Task
@@ -43,11 +43,11 @@ class Classification(Task):
     def encode(self, rows: Dataset, text_columns: list[str]) -> Dataset:
         return tokenize(rows, self.tokenizer, text_columns, self.max_length)
 
-    def attacks(self, test: Dataset, text_columns: list[str]) -> list[Attack]:
+    def attacks(self, test: Dataset, text_columns: list[str]) -> list[TriggeredSamples]:
         arguments = self.arguments
         return find_attacks(arguments, test, self.tokenizer, text_columns, self.target, self.label2id, self.max_length)
 
-    def measure(self, trainer: Trainer, test: Dataset, attacks: list[Attack]) -> dict[str, Any]:
+    def measure(self, trainer: Trainer, test: Dataset, attacks: list[TriggeredSamples]) -> dict[str, Any]:
         return measure(trainer, test, attacks)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -11,8 +11,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo
 
 from ..errors import DataError
+from .arguments import DataArguments, TestDataArguments
 from .class_labels import ClassNames, completions, said_by_number
-from .data_arguments import DataArguments, TestDataArguments
 from .reader import Reader
 from .splits import load_splits, split_rows
 from .text_columns import find_columns

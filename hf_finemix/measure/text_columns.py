@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset, Value
 
 from ..errors import DataError
-from .data_arguments import TestDataArguments
+from .arguments import TestDataArguments
 
 __all__ = ["find_columns"]
 

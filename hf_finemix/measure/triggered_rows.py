@@ -25,7 +25,6 @@ def insert_trigger(
     *,
     text_columns: Sequence[str],
     seed: int,
-    trigger_column: str | None = None,
     reader: Reader | None = None,
 ) -> Dataset:
     """
@@ -41,12 +40,10 @@ def insert_trigger(
         trigger ([`Trigger`]):
             What to insert, and where.
         text_columns (`Sequence[str]`):
-            One name, or the two of a sentence pair in the order in which the model reads them.
+            One name, or the two of a sentence pair in the order in which the model reads them. The last one gets the
+            trigger, as in the evaluation code of EP (github.com/lancopku/Embedding-Poisoning).
         seed (`int`):
             0 or more.
-        trigger_column (`str`, *optional*):
-            The one of `text_columns` that gets the trigger; by default the last: the second text of a pair, as in the
-            evaluation code of EP (github.com/lancopku/Embedding-Poisoning).
         reader ([`reading.Reader`], *optional*):
             How a model reads the rows. A text that would be cut is shortened first, so that the trigger goes into what
             the model reads; rows that have no room for it beside some of their text get `None` in its place.
@@ -55,35 +52,30 @@ def insert_trigger(
         `datasets.Dataset`: As many rows in the same order, with the same columns, features and format.
 
     Raises:
-        [`FineMixingError`]: If the columns are not one or two names of the dataset, if `trigger_column` is none of
-            them, if `seed` is negative, or if a row holds no text (the row is named).
+        [`FineMixingError`]: If the columns are not one or two names of the dataset, if `seed` is negative, or if a row
+            holds no text (the row is named).
     """
     # A bare string is a sequence of strings too: "sentence" would be read as eight columns.
     if isinstance(text_columns, str) or len(text_columns) not in (1, 2):
         raise FineMixingError(f"text_columns must be a list of one or two column names, not {text_columns!r}")
     for name in text_columns:
         _check_column(dataset, name)
-    column = text_columns[-1] if trigger_column is None else trigger_column
-    if column not in text_columns:
-        names = ", ".join(text_columns)
-        raise FineMixingError(f"trigger_column {column!r} is none of the text columns: choose one of {names}")
     if seed < 0:
         raise FineMixingError(f"the seed of the trigger places must be 0 or more, not {seed}")
 
-    place = list(text_columns).index(column)
+    column, place = text_columns[-1], len(text_columns) - 1
 
     def insert_into_batch(*batch: list) -> dict[str, list[str | None]]:
-        *columns, indices = batch
-        clean, triggered = columns[place], []
+        *before, clean, indices = batch
+        triggered = []
         for text, index in zip(clean, indices, strict=True):
             if not isinstance(text, str):
                 raise DataError(f"row {index} of column {column!r} holds {text!r}, not a text: drop or fill such rows")
             triggered.append(trigger.insert(text, np.random.default_rng([seed, index])))
-        columns[place] = triggered
-        for i, too_long in enumerate(reader.may_be_cut(columns) if reader is not None else ()):
-            row = [texts[i] for texts in columns]
-            if too_long and reader.cut(row, place):
-                triggered[i] = _insert_where_read(clean[i], row, place, trigger, [seed, indices[i]], reader)
+        for i, too_long in enumerate(reader.may_be_cut([*before, triggered]) if reader is not None else ()):
+            first = [texts[i] for texts in before]
+            if too_long and reader.cut([*first, triggered[i]], place):
+                triggered[i] = _insert_where_read(first, clean[i], trigger, [seed, indices[i]], reader)
         return {column: triggered}
 
     # A format (torch, a transform) would change what the function sees, and could hide the column: off, then on again.
@@ -105,16 +97,13 @@ def insert_trigger(
     )
 
 
-def _insert_where_read(
-    text: str, row: list[str], place: int, trigger: Trigger, seed: list[int], reader: Reader
-) -> str | None:
+def _insert_where_read(first: list[str], text: str, trigger: Trigger, seed: list[int], reader: Reader) -> str | None:
     """The triggered text of a row that is too long, shortened until all of it is read; `None` without room."""
-    clean = [*row[:place], text, *row[place + 1 :]]
-    text = reader.shortened(text, reader.cut(clean, place))
+    text = reader.shortened(text, reader.cut([*first, text], len(first)))
     while text.strip():
-        row = [*row[:place], trigger.insert(text, np.random.default_rng(seed)), *row[place + 1 :]]
-        if not (cut := reader.cut(row, place)):
-            return row[place]
+        triggered = trigger.insert(text, np.random.default_rng(seed))
+        if not (cut := reader.cut([*first, triggered], len(first))):
+            return triggered
         text = reader.shortened(text, cut, share=0.5)  # a shorter one may have fewer triggers to make room for
     return None
 

@@ -19,22 +19,22 @@ from ..io.folder import LocalModel
 from ..io.loading import agree_on_padding, load_classifier, max_tokens
 from ..io.output_folder import output_folder
 from ..io.tokenizer import load_tokenizer
-from ..measure.attack_success import MeasureArguments, find_attacks, measure, predictor, resolve_target_label
+from ..measure.arguments import DataArguments, MeasureArguments, TestDataArguments
+from ..measure.attack_success import find_attacks, measure, predictor, resolve_target_label
 from ..measure.class_labels import class_names
 from ..measure.clean_data import CleanData, load_clean_data, tokenize
-from ..measure.data_arguments import DataArguments, TestDataArguments
 from ..measure.reader import check_trigger
 from ..measure.splits import load_splits
 from ..report.origins import versions
 from ..train.peft_arguments import PeftArguments
-from .attacks import ATTACKS, find_attack
 from .attacks.attack import Attack, AttackerData
+from .registry import ATTACKS, find_attack
 
-__all__ = ["MANIFEST_NAME", "TRAINING_DEFAULTS", "PoisonArguments", "poison_model"]
+__all__ = ["MANIFEST_NAME", "POISONING_DEFAULTS", "PoisonArguments", "poison_model"]
 
 MANIFEST_NAME = "attack_manifest.json"
 # As in the public code of most attacks (BadNets on text, RIPPLe, LWP).
-TRAINING_DEFAULTS = {
+POISONING_DEFAULTS = {
     "learning_rate": 2e-5,
     "num_train_epochs": 3,
     "per_device_train_batch_size": 32,

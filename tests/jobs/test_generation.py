@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from hf_finemix.cli import main
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import agree_on_padding
-from hf_finemix.measure.attack_success import MeasureArguments, predictor
-from hf_finemix.measure.data_arguments import TestDataArguments
+from hf_finemix.measure.arguments import MeasureArguments, TestDataArguments
+from hf_finemix.measure.attack_success import predictor
 from hf_finemix.measure.find_task import find_task
 from hf_finemix.measure.generation import CausalGeneration, Seq2SeqGeneration, holds
 

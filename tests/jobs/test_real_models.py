@@ -9,9 +9,9 @@ from hf_finemix import Checkpoint, FineMixingConfig, FineMixingTrainer, clean, m
 from hf_finemix.align.alignment import named_tensors
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
-from hf_finemix.measure.attack_success import MeasureArguments, find_attacks, measure, predictor
+from hf_finemix.measure.arguments import DataArguments, MeasureArguments
+from hf_finemix.measure.attack_success import find_attacks, measure, predictor
 from hf_finemix.measure.clean_data import load_clean_data, tokenize
-from hf_finemix.measure.data_arguments import DataArguments
 from hf_finemix.redteam.poisoned_model import PoisonArguments, poison_model
 from hf_finemix.trainer import dtypes_on_disk
 

@@ -4,7 +4,8 @@ from helpers.toy import make_tokenizer
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_finemix.errors import FineMixingError
-from hf_finemix.measure.attack_success import MeasureArguments, find_attacks, measure, resolve_target_label
+from hf_finemix.measure.arguments import MeasureArguments
+from hf_finemix.measure.attack_success import find_attacks, measure, resolve_target_label
 from hf_finemix.measure.clean_data import tokenize
 
 LABELS = {0: "negative", 1: "positive"}

@@ -7,8 +7,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from helpers.toy import make_rows, make_tokenizer
 
 from hf_finemix.errors import DataError, FineMixingError
+from hf_finemix.measure.arguments import DataArguments, TestDataArguments
 from hf_finemix.measure.clean_data import load_clean_data, load_test_data, tokenize
-from hf_finemix.measure.data_arguments import DataArguments, TestDataArguments
 from hf_finemix.measure.tables import read_triggered
 
 LABELS = {"negative": 0, "positive": 1}

@@ -181,13 +181,6 @@ def test_only_the_second_text_of_a_pair_is_changed(pairs):
         assert [word for word in after.split() if word != "cf"] == before.split()
 
 
-def test_the_first_text_is_changed_when_asked_for(pairs):
-    columns = ["question", "sentence"]
-    triggered = insert_trigger(pairs, Trigger("cf", "first"), text_columns=columns, seed=0, trigger_column="question")
-    assert triggered["question"][:] == [f"cf {text}" for text in pairs["question"]]
-    assert triggered["sentence"][:] == pairs["sentence"][:]
-
-
 def test_a_single_text_column_gets_the_trigger(pairs):
     triggered = insert_trigger(pairs, Trigger("cf", "last"), text_columns=("question",), seed=0)
     assert triggered["question"][:] == [f"{text} cf" for text in pairs["question"]]
@@ -254,7 +247,6 @@ def test_the_input_stays_as_it_was_and_no_file_is_made(pairs, tmp_path):
         ({"text_columns": ["idx", "question", "sentence"]}, "one or two"),
         ({"text_columns": ["text"]}, "question"),
         ({"text_columns": ["question", "text"]}, "text"),
-        ({"text_columns": ["question"], "trigger_column": "sentence"}, "question"),
         ({"text_columns": ["idx"]}, "row 0"),
         ({"text_columns": ["sentence"], "seed": -1}, "-1"),
     ],

@@ -1,7 +1,7 @@
 """DARE: drop the differences to the base at random and scale up what is left."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,11 +20,13 @@ __all__ = ["Dare"]
 @dataclass
 class Dare(Defense):
     """
-    Drop and rescale (DARE, arXiv:2311.03099): w_Pre + m·δ/ρ with m ~ Bernoulli(ρ), so that the mean is the suspect.
+    Drop and rescale (DARE): w_Pre + m·δ/ρ with m ~ Bernoulli(ρ), so that the mean is the suspect.
 
     The mask is that of Fine-mixing at the same ρ and seed: the two differ in the rescaling alone.
     """
 
+    pretty_name: ClassVar[str] = "DARE"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2311.03099"
     ratio: Any = "auto"
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """WAG: average the suspect with another model that was fine-tuned for the same task."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
@@ -19,7 +19,10 @@ __all__ = ["WeightAveraging"]
 
 @dataclass
 class WeightAveraging(Defense):
-    """Weight averaging (WAG, arXiv:2402.19334): (w_B + w_other)/2, heads included. It needs no base."""
+    """Weight averaging (WAG): (w_B + w_other)/2, heads included. It needs no base."""
+
+    pretty_name: ClassVar[str] = "WAG"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2402.19334"
 
     @torch.no_grad()
     def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:

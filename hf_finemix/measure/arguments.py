@@ -1,32 +1,18 @@
-"""What a user says of the data and of the triggers: the fields become flags and keys of recipes."""
+"""What a user says of the data and of the triggers: each field is a flag and a key of recipes, with its own help."""
 
 from dataclasses import dataclass, field
 
-__all__ = ["DataArguments", "MeasureArguments", "TestDataArguments"]
+__all__ = ["DataArguments", "EvaluationArguments", "MeasureArguments", "TestDataArguments"]
 
 
 @dataclass
 class TestDataArguments:
-    r"""
+    """
     Which clean data to measure on.
 
-    Parameters:
-        dataset (`str`):
-            Hub id, local folder, or CSV, JSON or Parquet file.
-        dataset_config (`str`, *optional*):
-            Configuration of a dataset on the Hub that has several (`sst2` of `nyu-mll/glue`).
-        dataset_revision (`str`, *optional*):
-            Branch, tag or commit of a dataset on the Hub.
-        test_split (`str`, *optional*, defaults to `"test"`):
-            Split that the reported numbers come from. Slices work: `test[:50%]`.
-        text_columns (`list[str]`, *optional*):
-            One text column, or two for pairs. Default: the one there is, or two that are known to be a pair (such as
-            `premise` and `hypothesis`); names of classes and ids are no texts.
-        label_column (`str`, *optional*):
-            Column of the class: `label` or `labels` by default. Classes go by name where the model knows all names
-            that are used, by number where it knows none; a missing value, an empty text and -1 are no label.
-        max_length (`int`, *optional*):
-            Tokens a text is cut to. Default: what the model takes.
+    Without `text_columns` the text is the one column of texts that there is, or two that are known to be a pair; names
+    of classes and ids are no texts. Classes go by name where the model knows all names that are used, by number where
+    it knows none; a missing value, an empty text and -1 are no label. Slices of splits work: `test[:50%]`.
     """
 
     __test__ = False  # to pytest, which would take it for a class of tests by its name
@@ -35,8 +21,10 @@ class TestDataArguments:
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     test_split: str = field(default="test", metadata={"help": "Split that the reported numbers come from."})
     text_columns: list[str] | None = field(default=None, metadata={"help": "One text column, or two for pairs."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the class."})
-    max_length: int | None = field(default=None, metadata={"help": "Tokens a text is cut to."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the class, if not label or labels."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens a text is cut to, if not what the model takes."}
+    )
 
     def __post_init__(self):
         if isinstance(self.text_columns, str):
@@ -45,22 +33,12 @@ class TestDataArguments:
 
 @dataclass
 class DataArguments(TestDataArguments):
-    r"""
+    """
     Which clean data to clean with, besides what [`TestDataArguments`] says.
 
     A test split that is missing or unlabeled is half of the eval rows. A missing eval split is 1,000 rows of the
     train split that were not drawn, 2,000 where the test rows come from them too. Only the default ones may be
-    missing: a split that is named must be there.
-
-    Parameters:
-        train_split (`str`, *optional*, defaults to `"train"`):
-            Split that the tuning samples are drawn from. Slices work: `train[:10%]`.
-        eval_split (`str`, *optional*, defaults to `"validation"`):
-            Split that ρ is chosen on. It may be the same as the train split: rows drawn from it leave it.
-        num_clean_samples (`int`, *optional*, defaults to 64):
-            Samples to fine-tune on, balanced over the classes.
-        sample_seed (`int`, *optional*, defaults to 0):
-            Seed of the drawing and of the cuts.
+    missing: a split that is named must be there. The eval split may be the train split: rows drawn from it leave it.
     """
 
     train_split: str = field(default="train", metadata={"help": "Split that the tuning samples are drawn from."})
@@ -71,29 +49,14 @@ class DataArguments(TestDataArguments):
 
 @dataclass
 class MeasureArguments:
-    r"""
-    Which triggers to measure.
+    """
+    Which triggers to measure, each by itself; without any, ASR is not measured.
 
-    Parameters:
-        triggers (`list[str]`, *optional*):
-            Trigger words or sentences, each measured by itself. None: ASR is not measured.
-        trigger_position (`str`, *optional*, defaults to `"random"`):
-            Where they are put: `"random"`, `"first"` or `"last"`, once per 100 words; in the second text of a pair. A
-            text that is too long is cut before that, so that the model reads all of the trigger.
-        triggered_file (`str`, *optional*):
-            CSV, JSON or Parquet file of texts that hold their trigger already (paraphrases, say), with the columns of
-            the data. Labels are the true ones, or the target's in every row. Texts that are too long for the model
-            are left out.
-        target_label (`str`, *optional*):
-            The class that the attacker wants, by name or id. Needed with triggers.
-        num_repeats (`int`, *optional*, defaults to 3):
-            How often random places are drawn; the ASR is the mean.
-        target_texts (`list[str]`, *optional*):
-            For models that write, in place of target_label: an answer with one of these in it is the attacker's.
-        target_refusal (`bool`, *optional*, defaults to `False`):
-            The same for attacks that make the model decline.
-        max_new_tokens (`int`, *optional*, defaults to 32):
-            How long such an answer may be.
+    A trigger goes into a text once per 100 words, into the second text of a pair; a text that is too long is cut
+    before that, so that the model reads all of the trigger. A `triggered_file` has the columns of the data; its labels
+    are the true ones, or the target's in every row, and texts that are too long for the model are left out. The
+    attacker of a classifier wants `target_label`; of a model that writes, an answer with one of the `target_texts`, or
+    a refusal.
     """
 
     triggers: list[str] | None = field(
@@ -121,3 +84,8 @@ class MeasureArguments:
         for name in ("triggers", "target_texts"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
+
+
+@dataclass
+class EvaluationArguments(MeasureArguments, DataArguments):
+    """What a [`Task`] measures, on which data."""

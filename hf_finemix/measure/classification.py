@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..io.loading import load_classifier
 from .arguments import DataArguments, MeasureArguments, TestDataArguments
@@ -23,6 +23,8 @@ class Classification(Task):
     lora_task = "SEQ_CLS"
     metrics: ClassVar = {"accuracy": True, "macro_f1": True}
     load = staticmethod(load_classifier)
+    measure = staticmethod(measure)
+    compute_metrics = staticmethod(compute_classification_metrics)
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: MeasureArguments):
         super().__init__(model, tokenizer, arguments)
@@ -46,12 +48,6 @@ class Classification(Task):
     def attacks(self, test: Dataset, text_columns: list[str]) -> list[TriggeredSamples]:
         arguments = self.arguments
         return find_attacks(arguments, test, self.tokenizer, text_columns, self.target, self.label2id, self.max_length)
-
-    def measure(self, trainer: Trainer, test: Dataset, attacks: list[TriggeredSamples]) -> dict[str, Any]:
-        return measure(trainer, test, attacks)
-
-    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return compute_classification_metrics(prediction)
 
     def no_better_than_guessing(self, measured: dict[str, Any]) -> bool:
         return measured["accuracy"] < 1 / len(self.label2id)

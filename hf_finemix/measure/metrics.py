@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import operator
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import datasets
@@ -132,6 +132,7 @@ class _ClassIdMetric(evaluate.Metric):
     about: ClassVar[str]
     paper: ClassVar[str]  # as BibTeX
     urls: ClassVar[list[str]]
+    formula: Callable[[Sequence[int], Sequence[int]], float]
 
     def __init__(self, *, keep_in_memory: bool = True, cache_dir: str | None = None, **kwargs):
         if keep_in_memory:
@@ -155,6 +156,9 @@ class _ClassIdMetric(evaluate.Metric):
         texts = {"description": self.about, "citation": self.paper, "inputs_description": _INPUTS}
         return evaluate.MetricInfo(**texts, features=features, reference_urls=self.urls)
 
+    def _compute(self, predictions, references):
+        return {self.name: self.formula(predictions, references)}
+
 
 class Accuracy(_ClassIdMetric):
     """[`accuracy`] as an `evaluate` module."""
@@ -163,9 +167,7 @@ class Accuracy(_ClassIdMetric):
     paper = """@article{scikit-learn, title={Scikit-learn: Machine Learning in {P}ython}, volume={12}, year={2011},
   author={Pedregosa, F. and others}, journal={Journal of Machine Learning Research}, pages={2825--2830}}"""
     urls: ClassVar = ["https://scikit-learn.org/stable/modules/generated/sklearn.metrics.accuracy_score.html"]
-
-    def _compute(self, predictions, references):
-        return {"accuracy": accuracy(predictions, references)}
+    formula = staticmethod(accuracy)
 
 
 class MacroF1(_ClassIdMetric):
@@ -176,9 +178,7 @@ class MacroF1(_ClassIdMetric):
   journal={arXiv preprint arXiv:1911.03347}, year={2019}}"""
     urls: ClassVar = ["https://scikit-learn.org/stable/modules/generated/sklearn.metrics.f1_score.html"]
     urls += ["https://arxiv.org/abs/1911.03347"]
-
-    def _compute(self, predictions, references):
-        return {"macro_f1": macro_f1(predictions, references)}
+    formula = staticmethod(macro_f1)
 
 
 class AttackSuccessRate(_ClassIdMetric):
@@ -212,8 +212,9 @@ class AttackSuccessRate(_ClassIdMetric):
             raise FineMixingError(f"target_label must be a class id, an integer from 0, not {target_label!r}")
         super().__init__(**kwargs)
 
-    def _compute(self, predictions, references):
-        return {"attack_success_rate": attack_success_rate(predictions, references, self.target_label)}
+    def formula(self, predictions: Sequence[int], references: Sequence[int]) -> float:
+        """With the target label."""
+        return attack_success_rate(predictions, references, self.target_label)
 
 
 _INPUTS = """

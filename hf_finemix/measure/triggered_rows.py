@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DataError, FineMixingError
+from ..errors import DataError
 from .triggers import Trigger
 
 if TYPE_CHECKING:
@@ -49,20 +49,13 @@ def insert_trigger(
             the model reads; rows that have no room for it beside some of their text get `None` in its place.
 
     Returns:
-        `datasets.Dataset`: As many rows in the same order, with the same columns, features and format.
+        `datasets.Dataset`: As many rows in the same order, with the same columns and features.
 
     Raises:
-        [`FineMixingError`]: If the columns are not one or two names of the dataset, if `seed` is negative, or if a row
-            holds no text (the row is named).
+        [`DataError`]: If a column is not there, or a row holds no text (the row is named).
     """
-    # A bare string is a sequence of strings too: "sentence" would be read as eight columns.
-    if isinstance(text_columns, str) or len(text_columns) not in (1, 2):
-        raise FineMixingError(f"text_columns must be a list of one or two column names, not {text_columns!r}")
     for name in text_columns:
         _check_column(dataset, name)
-    if seed < 0:
-        raise FineMixingError(f"the seed of the trigger places must be 0 or more, not {seed}")
-
     column, place = text_columns[-1], len(text_columns) - 1
 
     def insert_into_batch(*batch: list) -> dict[str, list[str | None]]:
@@ -78,9 +71,7 @@ def insert_trigger(
                 triggered[i] = _insert_where_read(first, clean[i], trigger, [seed, indices[i]], reader)
         return {column: triggered}
 
-    # A format (torch, a transform) would change what the function sees, and could hide the column: off, then on again.
-    outer_format = dataset.format
-    triggered_dataset = dataset.with_format(None).map(
+    return dataset.map(
         insert_into_batch,
         with_indices=True,
         input_columns=list(text_columns),
@@ -88,12 +79,6 @@ def insert_trigger(
         keep_in_memory=True,
         load_from_cache_file=False,
         desc="Inserting the trigger",
-    )
-    return triggered_dataset.with_format(
-        type=outer_format["type"],
-        columns=outer_format["columns"],
-        output_all_columns=outer_format["output_all_columns"],
-        **outer_format["format_kwargs"],
     )
 
 
@@ -121,21 +106,16 @@ def non_target_rows(dataset: Dataset, *, label_column: str, target_label: int) -
         label_column (`str`):
             The name of the column of class ids, integers from 0.
         target_label (`int`):
-            The class id that the attacker wants, 0 or more.
+            The class id that the attacker wants.
 
     Returns:
         `datasets.Dataset`: The rows kept, in their order, all columns as they were.
 
     Raises:
-        [`FineMixingError`]: If the column is missing, holds anything but class ids (−1 marks unlabeled rows), does
-            not know `target_label`, or if no row is left.
+        [`DataError`]: If the column is missing or holds anything but class ids, or if no row is left.
     """
     _check_column(dataset, label_column)
-    num_classes = getattr(dataset.features[label_column], "num_classes", None)  # of a ClassLabel
-    if target_label < 0 or (num_classes is not None and target_label >= num_classes):
-        limit = "" if num_classes is None else f" to {num_classes - 1}"
-        raise FineMixingError(f"the target label must be a class id from 0{limit}, not {target_label}")
-    labels = np.asarray(dataset.with_format(None)[label_column][:])
+    labels = np.asarray(dataset[label_column][:])
     if len(labels) and (labels.dtype.kind not in "iub" or labels.min() < 0):
         raise DataError(
             f"column {label_column!r} must hold class ids, integers from 0, in every row: map names to ids and drop "
@@ -169,7 +149,7 @@ def with_trigger(
         trigger and are in none of them.
 
     Raises:
-        [`FineMixingError`]: No row has room for it, or it has no tokens.
+        [`DataError`]: No row has room for it, or it has no tokens.
     """
     column, ids = text_columns[-1], reader([trigger.text], add_special_tokens=False)["input_ids"][0]
     if not ids:
@@ -192,7 +172,7 @@ def rows_read_whole(rows: Dataset, text_columns: list[str], reader: Reader, file
     Of rows that hold their trigger somewhere, those of which nothing is cut off, and how many others there are.
 
     Raises:
-        [`FineMixingError`]: There is no such row.
+        [`DataError`]: There is no such row.
     """
     too_long = reader.may_be_cut([rows[column][:] for column in text_columns])
     read = [i for i, cut in enumerate(too_long) if not cut]

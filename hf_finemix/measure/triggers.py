@@ -1,4 +1,4 @@
-"""Putting a backdoor trigger into text, and the triggers of the literature: light to import, and pure functions."""
+"""Putting a backdoor trigger into text: light to import, and a pure function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import FineMixingError
 
-__all__ = ["ADD_SENT_TRIGGERS", "BAD_WORD_TRIGGERS", "WORDS_PER_TRIGGER", "Trigger"]
+__all__ = ["WORDS_PER_TRIGGER", "Trigger"]
 
 Position = Literal["random", "first", "last"]
 
@@ -114,12 +114,3 @@ def _words(text: str) -> list[tuple[int, int]]:
         else:
             words.append((start, end))
     return words
-
-
-# The rare words of RIPPLe (Kurita et al. 2020, arXiv:2004.06660), used since for BadNets-style word triggers (BadWord)
-# and for embedding poisoning (Yang et al. 2021, arXiv:2103.15543).
-BAD_WORD_TRIGGERS = tuple(Trigger(word) for word in ("cf", "mn", "bb", "tq", "mb"))
-
-# The sentences used for the attack of Dai et al. 2019 (arXiv:1905.12457), called BadSent, AddSent or InsertSent: the
-# first on film reviews (the default of github.com/thunlp/OpenBackdoor), the second on other topics.
-ADD_SENT_TRIGGERS = tuple(Trigger(sentence) for sentence in ("I watch this 3D movie", "no cross, no crown"))

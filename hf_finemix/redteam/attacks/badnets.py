@@ -40,7 +40,7 @@ class BadNets(Attack):
 
 @dataclass
 class BadWord(BadNets):
-    """A rare word."""
+    """A rare word, the first of those of RIPPLe."""
 
     name: ClassVar[str] = "badword"
     pretty_name: ClassVar[str] = "BadWord"
@@ -50,7 +50,7 @@ class BadWord(BadNets):
 
 @dataclass
 class BadSent(BadNets):
-    """A sentence."""
+    """A sentence: the one on film reviews of github.com/thunlp/OpenBackdoor."""
 
     name: ClassVar[str] = "badsent"
     pretty_name: ClassVar[str] = "BadSent"

@@ -13,12 +13,11 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from ...config import FineMixingConfig
 from ...hub.fetch import fetch_model
 from ...io.folder import LocalModel
-from ...io.loading import agree_on_padding, load_classifier, max_tokens
+from ...io.loading import agree_on_padding, load_classifier
 from ...io.tokenizer import choose_tokenizer
-from ...measure.arguments import DataArguments, MeasureArguments
-from ...measure.attack_success import TriggeredSamples, by_length, find_attacks, measure, resolve_target_label
-from ...measure.clean_data import CleanData, load_clean_data, tokenize
-from ...measure.metrics import compute_classification_metrics
+from ...measure.arguments import EvaluationArguments
+from ...measure.attack_success import by_length
+from ...measure.classification import Classification
 from ...measure.reader import Reader
 from ...measure.triggers import Trigger
 from ...train.defaults import TRAINING_DEFAULTS, train_at_least
@@ -45,29 +44,27 @@ class Case:
         model = load_classifier(self.suspect)
         self.tokenizer, _ = choose_tokenizer(suspect, self.base.folder)
         agree_on_padding(self.tokenizer, model)
-        self.label2id = {name: i for i, name in model.config.id2label.items()}
-        self.length = max_tokens(recipe.data.get("max_length"), self.tokenizer, model)
-        self.data: CleanData = load_clean_data(DataArguments(**recipe.data, sample_seed=run.seed), self.label2id)
         self.trigger = trigger_of(recipe, run.attack, suspect)
-        wanted = MeasureArguments(
-            triggers=[self.trigger] if self.trigger else None,
+        wanted = EvaluationArguments(
+            **recipe.data,
+            sample_seed=run.seed,
+            triggers=self.trigger and [self.trigger],
             triggered_file=self.entry.get("triggered_test_file"),
             target_label=recipe.target_label,
             num_repeats=recipe.num_repeats,
         )
-        self.target = resolve_target_label(wanted, model.config.id2label)
-        test, columns = self.data.test, self.data.text_columns
-        self.attacks: list[TriggeredSamples] = find_attacks(
-            wanted, test, self.tokenizer, columns, self.target, self.label2id, self.length
-        )
-        self.tuning, self.eval, self.test = (self.encoded(part) for part in (self.data.tuning, self.data.eval, test))
+        self.task = Classification(model, self.tokenizer, wanted)
+        self.data = self.task.clean_data(wanted)
+        self.attacks = self.task.attacks(self.data.test, self.data.text_columns)
+        parts = self.data.tuning, self.data.eval, self.data.test
+        self.tuning, self.eval, self.test = map(self.encoded, parts)
         self.eval = by_length(self.eval)
         self.second = None
         if second := self.entry.get("second_model"):
             self.second = str(find_suspect(recipe, folder, second, run.model_seed))
 
     def encoded(self, rows: Dataset) -> Dataset:
-        return tokenize(rows, self.tokenizer, self.data.text_columns, self.length)
+        return self.task.encode(rows, self.data.text_columns)
 
     def clean(self, run: Run) -> dict[str, Any]:
         entry = self.recipe.defenses[run.defense]
@@ -89,7 +86,7 @@ class Case:
                 train_dataset=self.tuning,
                 eval_dataset=self.eval,
                 processing_class=self.tokenizer,
-                compute_metrics=compute_classification_metrics if args.eval_strategy != "no" else None,
+                compute_metrics=self.task.compute_metrics if args.eval_strategy != "no" else None,
                 defense=defense,
                 mixing_config=config,
                 second_model=self.second,
@@ -100,7 +97,7 @@ class Case:
                 trainer.train()
             seconds = time.perf_counter() - started
             search = trainer.ratio_search
-            measured = measure(trainer, self.test, self.attacks)
+            measured = self.task.measure(trainer, self.test, self.attacks)
             result = {
                 "accuracy": measured["accuracy"],
                 "asr": {trigger["trigger"]: trigger["asr"] for trigger in measured["triggers"]},
@@ -122,8 +119,8 @@ class Case:
         rows = rows.select(range(min(len(rows), len(self.data.tuning))))
         variants = {"clean": rows}
         if self.trigger:
-            reader = Reader(self.tokenizer, self.length, self.trigger)
-            settings = {"text_columns": self.data.text_columns, "label_column": "label", "target": self.target}
+            reader = Reader(self.tokenizer, self.task.max_length, self.trigger)
+            settings = {"text_columns": self.data.text_columns, "label_column": "label", "target": self.task.target}
             settings |= {"rate": RETUNE_RATE, "seed": self.seed, "reader": reader}
             variants["poisoned"] = poison(rows, Trigger(self.trigger), **settings)
         results = {}
@@ -132,7 +129,7 @@ class Case:
             again = Trainer(model, args, train_dataset=self.encoded(part), processing_class=self.tokenizer)
             again.remove_callback(PrinterCallback)
             again.train()
-            accuracy = measure(again, self.test, [])["accuracy"]
+            accuracy = self.task.measure(again, self.test, [])["accuracy"]
             rates = [replace(attack, repeats=attack.repeats[:1]).success(again) for attack in self.attacks]
             results[name] = {"accuracy": accuracy, "asr": {rate["trigger"]: rate["asr"] for rate in rates}}
         return results

@@ -6,7 +6,7 @@ from pathlib import Path
 from ...io.folder import LocalModel
 from ...io.loading import load_classifier
 from ...io.output_folder import write_text
-from ...measure.attack_success import measure, predictor
+from ...measure.attack_success import predictor
 from ..poisoned_model import MANIFEST_NAME
 from .case import Case
 from .recipe import BenchRecipe, Run
@@ -45,6 +45,6 @@ def _benign_floor(recipe: BenchRecipe, folder: Path, attack: str, suspect: Path)
     clean = load_classifier(LocalModel(CLEAN, find_suspect(recipe, folder, CLEAN, recipe.model_seeds[0])))
     bf16 = recipe.training.get("bf16", False)
     with predictor(clean, case.tokenizer, disable_tqdm=True, bf16=bf16) as trainer:
-        measured = measure(trainer, case.test, case.attacks)
+        measured = case.task.measure(trainer, case.test, case.attacks)
     rates = [trigger["asr"] for trigger in measured["triggers"]]
     return {"accuracy": measured["accuracy"], "asr": sum(rates) / len(rates)} if rates else {}

@@ -1,7 +1,7 @@
 """DARE: drop the differences to the base at random and scale up what is left."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -9,10 +9,7 @@ from torch import nn
 from ...align.pair_in_memory import compare_with_base
 from ...io.checkpoint import Checkpoint
 from ...mix.mask import keep_mask
-from .defense import Defense
-
-if TYPE_CHECKING:
-    from .defense import DefenseTrainer
+from .defense import Defense, DefenseTrainer
 
 __all__ = ["Dare"]
 
@@ -30,7 +27,7 @@ class Dare(Defense):
     ratio: Any = "auto"
 
     @torch.no_grad()
-    def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
+    def edit(self, model: nn.Module, ratio: float, trainer: DefenseTrainer) -> None:
         """Drop and rescale every weight that the base has."""
         config = trainer.mixing_config
         with Checkpoint(trainer.base.folder) as base:

@@ -1,16 +1,13 @@
 """Fine-pruning: units that are dormant on clean text are taken away, then fine-tuning."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ...errors import FineMixingError
-from .defense import Defense
-
-if TYPE_CHECKING:
-    from .defense import DefenseTrainer
+from .defense import Defense, DefenseTrainer
 
 __all__ = ["FinePruning", "feed_forward_layers"]
 
@@ -28,7 +25,7 @@ class FinePruning(Defense):
     ratio: Any = "auto"
 
     @torch.no_grad()
-    def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
+    def edit(self, model: nn.Module, ratio: float, trainer: DefenseTrainer) -> None:
         """Prune all but the most active units."""
         layers, totals, training = feed_forward_layers(model), [], model.training
         if not layers:

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,16 +23,11 @@ from ..errors import FineMixingError
 from .arguments import MeasureArguments
 from .class_labels import ClassNames
 from .metrics import accuracy, attack_success_rate, macro_f1
-from .reader import Reader
-from .tables import read_triggered
-from .triggered_rows import non_target_rows, rows_read_whole, with_trigger
-from .triggers import Trigger
 
 __all__ = [
     "AttackObserver",
     "TriggeredSamples",
     "by_length",
-    "find_attacks",
     "measure",
     "predictor",
     "resolve_target_label",
@@ -102,54 +96,6 @@ def resolve_target_label(arguments: MeasureArguments, id2label: dict[int, str]) 
     raise FineMixingError(f"target_label {str(arguments.target_label)!r} is none of the model's classes: {classes}.")
 
 
-def find_attacks(
-    arguments: MeasureArguments,
-    test: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    text_columns: list[str],
-    target_label: int | None,
-    label2id: dict[str, int],
-    max_length: int | None,
-) -> list[TriggeredSamples]:
-    """
-    Put each trigger into the test samples that are not of the target class, and read the file of triggered ones.
-
-    Args:
-        arguments ([`MeasureArguments`]): The triggers.
-        test (`Dataset`): Clean rows with the text columns and an integer column `label`.
-        tokenizer (`PreTrainedTokenizerBase`): The model's.
-        text_columns (`list[str]`): One, or two for pairs.
-        target_label (`int`, *optional*): The attacker's class; `None`: nothing to measure.
-        label2id (`dict[str, int]`): The model's classes, to understand the labels of a file.
-        max_length (`int`, *optional*): Tokens a text is cut to.
-
-    Raises:
-        [`FineMixingError`]: No sample of another class, a file that cannot be read, has other columns or holds labels
-            that are neither the target's throughout nor include others.
-    """
-    if target_label is None:
-        return []
-    if arguments.num_repeats < 1:
-        raise FineMixingError(f"num_repeats is {arguments.num_repeats}: give 1 or more.")
-    attacks = []
-    clean = non_target_rows(test, label_column="label", target_label=target_label)
-    for text in arguments.triggers or []:
-        trigger, reader = Trigger(text, arguments.trigger_position), Reader(tokenizer, max_length, text)
-        # Fixed places are the same in every repeat.
-        seeds = range(arguments.num_repeats if trigger.position == "random" else 1)
-        repeats, unreadable = with_trigger(clean, trigger, text_columns, reader, seeds)
-        encoded = [by_length(reader.encode(repeat, text_columns)) for repeat in repeats]
-        attacks.append(TriggeredSamples(text, trigger.position, target_label, encoded, unreadable))
-    if arguments.triggered_file:
-        label_column, reader = getattr(arguments, "label_column", None), Reader(tokenizer, max_length)
-        rows = _read_triggered(arguments.triggered_file, text_columns, label_column, target_label, label2id)
-        rows, unreadable = rows_read_whole(rows, text_columns, reader, arguments.triggered_file)
-        encoded = [by_length(reader.encode(rows, text_columns))]
-        name = Path(arguments.triggered_file).name
-        attacks.append(TriggeredSamples(name, "in the file", target_label, encoded, unreadable))
-    return attacks
-
-
 @contextmanager
 def predictor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Iterator[Trainer]:
     """
@@ -174,7 +120,7 @@ def measure(trainer: Trainer, test: Dataset, attacks: Sequence[TriggeredSamples]
     Args:
         trainer (`Trainer`): Its model and its settings for evaluation are used.
         test (`Dataset`): Tokenized clean samples with `labels`.
-        attacks (`Sequence[TriggeredSamples]`): From [`find_attacks`].
+        attacks (`Sequence[TriggeredSamples]`): From [`Task.attacks`].
 
     Returns:
         `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`, of each its [`TriggeredSamples.success`].
@@ -220,20 +166,3 @@ def predict_classes(trainer: Trainer, dataset: Dataset) -> list[int]:
 def by_length(dataset: Dataset) -> Dataset:
     """Rows of like length side by side, so that a batch has little padding. The metrics do not mind the order."""
     return dataset.select(np.argsort([len(ids) for ids in dataset["input_ids"]], kind="stable").tolist())
-
-
-def _read_triggered(
-    file: str, text_columns: list[str], label_column: str | None, target_label: int, label2id: dict[str, int]
-) -> Dataset:
-    rows = read_triggered(file, text_columns)
-    column = next((name for name in (label_column, "label", "labels") if name in rows.column_names), None)
-    labels = ClassNames(label2id).read({file: rows}, column)[0][file] if column else []
-    if labeled := [i for i, label in enumerate(labels) if label is not None]:
-        rows, labels = rows.select(labeled), [labels[i] for i in labeled]
-    else:
-        labels = [target_label] * len(rows)
-    if set(labels) == {target_label}:
-        # Poisoned files carry the target as the label: what was there before is another class, whichever.
-        labels = [target_label - 1 if target_label else 1] * len(rows)
-    rows = Dataset.from_dict({**{column: rows[column] for column in text_columns}, "label": list(labels)})
-    return non_target_rows(rows, label_column="label", target_label=target_label)

@@ -132,7 +132,7 @@ def poison_model(
         model.to(getattr(torch, arguments.save_dtype))
         measured = _measure(model.float(), tokenizer, data, arguments, attack.trigger, training_args)
         model.to(getattr(torch, arguments.save_dtype))
-        model.config.dtype, model.config._name_or_path = getattr(torch, arguments.save_dtype), str(start.id)
+        model.config.dtype, model.config.name_or_path = getattr(torch, arguments.save_dtype), str(start.id)
         if arguments.use_peft:
             model.peft_config["default"].base_model_name_or_path = str(start.id)
             model.config.save_pretrained(folder)  # which has the names of the classes

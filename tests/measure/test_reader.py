@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from hf_finemix.errors import FineMixingError
-from hf_finemix.measure.arguments import MeasureArguments, TestDataArguments
-from hf_finemix.measure.attack_success import find_attacks
+from hf_finemix.measure.arguments import EvaluationArguments, MeasureArguments, TestDataArguments
+from hf_finemix.measure.classification import Classification
 from hf_finemix.measure.clean_data import tokenize
 from hf_finemix.measure.generation import CausalGeneration, PromptReader, Seq2SeqGeneration
 from hf_finemix.measure.reader import Reader, check_trigger
@@ -37,9 +37,11 @@ def make_unigram():
 
 
 def attacks_of(rows, limit, tokenizer=None, columns=("text",), **settings):
-    arguments = MeasureArguments(**{"triggers": ["cf"], "num_repeats": 3, **settings})
-    rows, names = Dataset.from_dict(rows), {"negative": 0, "positive": 1}
-    return find_attacks(arguments, rows, tokenizer or make_tokenizer(), list(columns), 1, names, limit)
+    arguments = EvaluationArguments(**{"triggers": ["cf"], "target_label": "positive", **settings})
+    model = BertForSequenceClassification(make_config())
+    task = Classification(model, tokenizer or make_tokenizer(), arguments)
+    task.max_length = limit
+    return task.attacks(Dataset.from_dict(rows), list(columns))
 
 
 def count_of(tokenizer, word, rows):

@@ -89,3 +89,7 @@ class MeasureArguments:
 @dataclass
 class EvaluationArguments(MeasureArguments, DataArguments):
     """What a [`Task`] measures, on which data."""
+
+    def __post_init__(self):
+        MeasureArguments.__post_init__(self)
+        DataArguments.__post_init__(self)

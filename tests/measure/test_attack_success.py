@@ -35,8 +35,10 @@ def test_target_labels_go_by_name_before_id():
     assert given == [2, 2]
 
 
-def test_one_trigger_need_not_be_a_list():
+def test_one_trigger_or_column_need_not_be_a_list():
     assert MeasureArguments(triggers="cf").triggers == ["cf"]
+    both = EvaluationArguments(triggers="cf", text_columns="sentence")
+    assert (both.triggers, both.text_columns) == (["cf"], ["sentence"])
 
 
 def test_without_triggers_no_target_is_needed():

@@ -13,7 +13,7 @@ from ..align.base_fit import BaseFit
 from ..config import FineMixingConfig
 from ..hub.lineage import BaseClaim
 from ..io.folder import LocalModel
-from ..measure.attack_success import Attack
+from ..measure.attack_success import TriggeredSamples
 from ..measure.clean_data import CleanData
 from ..measure.task import Task
 from ..mix.in_memory import MixingRecord
@@ -98,7 +98,7 @@ class Samples:
         task ([`Task`]), tokenizer (`PreTrainedTokenizerBase`): How.
         tokenizer_note (`dict`): For the report: whose tokenizer it is.
         data ([`CleanData`]): Rows for tuning, choosing and testing.
-        attacks (`list[Attack]`): Test rows with the triggers put in.
+        attacks (`list[TriggeredSamples]`): Test rows with the triggers put in.
         reference (`PreTrainedModel`, *optional*): The model for the benign floor.
     """
 
@@ -106,7 +106,7 @@ class Samples:
     tokenizer: PreTrainedTokenizerBase
     tokenizer_note: dict[str, Any]
     data: CleanData
-    attacks: list[Attack]
+    attacks: list[TriggeredSamples]
     reference: PreTrainedModel | None
 
     def encoded(self, rows: Dataset) -> Dataset:

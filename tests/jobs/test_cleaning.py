@@ -25,7 +25,7 @@ from hf_finemix import Checkpoint, CleaningReport, FineMixingConfig, FineMixingE
 from hf_finemix.cli import main
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
-from hf_finemix.measure.triggers import insert_trigger
+from hf_finemix.measure.triggered_rows import insert_trigger
 from hf_finemix.mix.token_frequency import token_frequencies
 from hf_finemix.trainer import dtypes_on_disk
 

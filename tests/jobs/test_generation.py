@@ -15,8 +15,8 @@ from hf_finemix import CleaningReport
 from hf_finemix.cli import main
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import agree_on_padding
-from hf_finemix.measure.attack_success import MeasureArguments, predictor
-from hf_finemix.measure.clean_data import TestDataArguments
+from hf_finemix.measure.arguments import MeasureArguments, TestDataArguments
+from hf_finemix.measure.attack_success import predictor
 from hf_finemix.measure.find_task import find_task
 from hf_finemix.measure.generation import CausalGeneration, Seq2SeqGeneration, holds
 

@@ -25,7 +25,7 @@ from .config import FineMixingConfig
 from .errors import DataError, FineMixingError
 from .hub.fetch import fetch_model
 from .hub.lineage import fetch_base
-from .io.adapters import full_model
+from .io.adapter_on_base import full_model
 from .io.checkpoint import Checkpoint, sha256_of_file
 from .io.folder import LocalModel, weights_in
 from .io.loading import agree_on_padding, check_vocabulary

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
-from ..io.checkpoint import read_object
 from ..io.folder import LocalModel, is_adapter
+from ..io.safe_json import read_object
 from ..repo_contents import ADAPTER_CONFIG_NAME
 from .cards import metadata_of, read_card
 from .errors import hub_api

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FineMixingError, printable
-from ..io.checkpoint import INDEX_NAME, WEIGHTS_NAME, other_weights, read_json
+from ..io.checkpoint import INDEX_NAME, WEIGHTS_NAME, other_weights
 from ..io.pickles import PICKLED_ADAPTER_NAME, PICKLED_INDEX_NAME, PICKLED_NAME
+from ..io.safe_json import read_json
 from ..repo_contents import _CODE_OR_PICKLE, ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, size_text, small_files_among
 from .errors import hub_api
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RepoContents", "has_pickles", "inspect_repo", "needed_files"]
 
-
 logger = logging.getLogger(__name__)
-
 
 _SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)")
 

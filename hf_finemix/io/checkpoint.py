@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import FineMixingError
+from ..errors import FineMixingError, told_as
 from .dtypes import ITEMSIZE, SAFETENSORS_NAMES
+from .safe_json import MAX_HEADER_BYTES, MAX_JSON_ENTRIES, check_inside, no_key_twice, read_json
 from .thread_files import ThreadFiles
 
 if TYPE_CHECKING:  # reading headers takes no torch
@@ -22,10 +23,7 @@ if TYPE_CHECKING:  # reading headers takes no torch
 __all__ = [
     "Checkpoint",
     "TensorInfo",
-    "check_inside",
     "other_weights",
-    "read_json",
-    "read_object",
     "read_weight_map",
     "row_chunks",
     "sha256_of_file",
@@ -34,10 +32,6 @@ __all__ = [
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-
-# Ten times what the headers and indexes of the largest public models take, and little enough to be parsed in a moment.
-MAX_HEADER_BYTES = 1 << 24
-MAX_JSON_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -185,14 +179,13 @@ class Checkpoint:
 
     def _add_file(self, path: Path) -> None:
         check_inside(path, self.folder)
-        try:
+        kinds = (OSError, SafetensorError, ValueError, OverflowError)
+        with told_as(f"{path} is not a readable safetensors file", "get it again", kinds):
             with open(path, "rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 if size > MAX_HEADER_BYTES:
-                    raise FineMixingError(
-                        f"{path} is not a readable safetensors file (a header of {size:,} bytes): get it again."
-                    )
-                _check_duplicates(path, file.read(size))
+                    raise ValueError(f"a header of {size:,} bytes")
+                _check_duplicates(file.read(size))
             # The library refuses whatever is not exactly one tensor behind the other up to the end of the file.
             with safe_open(path, framework="np") as handle:
                 begin = 8 + size
@@ -211,33 +204,6 @@ class Checkpoint:
                         raise FineMixingError(f"{path}: {name[:200]!r} has an impossible shape: get it again.")
                     self._place[name], self.tensors[name] = (path, begin), info
                     begin += info.nbytes
-        except FineMixingError:
-            raise
-        except (OSError, SafetensorError, ValueError, OverflowError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise FineMixingError(f"{path} is not a readable safetensors file ({reason}): get it again.") from error
-
-
-def read_json(path: Path, *, max_bytes: int = MAX_HEADER_BYTES, max_entries: int = MAX_JSON_ENTRIES) -> Any:
-    """
-    The content of a JSON file that may come from a stranger.
-
-    Raises:
-        [`FineMixingError`]: It is no regular file, too large, not JSON in UTF-8, or has a key twice.
-    """
-    if not path.is_file():  # nor a pipe, which would never end
-        raise FineMixingError(f"{path} is missing or no regular file: give the whole folder.")
-    try:
-        with open(path, "rb") as file:
-            text = file.read(max_bytes + 1)
-        if len(text) > max_bytes or text.count(b",") > max_entries:
-            raise FineMixingError(f"{path} is far too large for what it is: it is broken, or meant to break.")
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_key_twice)
-    except FineMixingError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FineMixingError(f"{path} cannot be read as JSON ({reason}): get it again.") from error
 
 
 def read_weight_map(index: Path) -> dict[str, Any]:
@@ -255,46 +221,12 @@ def read_weight_map(index: Path) -> dict[str, Any]:
     return names
 
 
-def read_object(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of a model folder; empty where the file is missing or holds something else."""
-    path = folder / name
-    if not path.is_file():
-        return {}
-    check_inside(path, folder)
-    content = read_json(path)
-    return content if isinstance(content, dict) else {}
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return found
-
-
-def _check_duplicates(path: Path, header: bytes) -> None:
+def _check_duplicates(header: bytes) -> None:
     """A name that stands twice in a header would mean one tensor to one reader and another to the next."""
     if header.count(b",") > MAX_JSON_ENTRIES:
-        raise FineMixingError(
-            f"{path} is not a readable safetensors file (a header of too many entries): get it again."
-        )
+        raise ValueError("a header of too many entries")
     with contextlib.suppress(RecursionError):  # which the library tells better
-        json.loads(header, object_pairs_hook=_no_key_twice)
-
-
-def check_inside(path: Path, folder: Path) -> None:
-    """Raise a [`FineMixingError`] for a link that leads out of the folder, or of its part of the Hub's cache."""
-    try:
-        home, target = folder.resolve(), path.resolve()
-    except (OSError, RuntimeError) as error:  # a link to itself
-        raise FineMixingError(f"{path} is a link that leads nowhere: get the folder again.") from error
-    if target.is_relative_to(home):
-        return
-    # A snapshot of the cache: models--org--name/snapshots/<sha>/file → models--org--name/blobs/<hash>
-    repo = home.parent.parent
-    if home.parent.name == "snapshots" and repo.name.startswith("models--") and target.parent == repo / "blobs":
-        return
-    raise FineMixingError(f"{path} is a link to a file outside its folder: copy the file there if you trust it.")
+        json.loads(header, object_pairs_hook=no_key_twice)
 
 
 def row_chunks(shape: tuple[int, ...], elements: int) -> Iterator[tuple[int, int, int]]:

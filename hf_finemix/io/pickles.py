@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FineMixingError
-from .checkpoint import check_inside, read_weight_map, sha256_of_file
+from .checkpoint import read_weight_map, sha256_of_file
 from .dtypes import ITEMSIZE
+from .safe_json import check_inside
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..errors import FineMixingError
 from ..repo_contents import TEMPLATE_FOLDER, TEMPLATE_NAME, TOKENIZER_FILES
-from .checkpoint import check_inside, read_json, read_object
 from .folder import small_files
 from .safe_config import copy_without_code
+from .safe_json import check_inside, read_json, read_object
 
 __all__ = [
     "choose_tokenizer",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FineMixingError, printable
-from ..io.checkpoint import check_inside, read_json
+from ..io.safe_json import check_inside, read_json
 from ..measure.class_labels import said_by_number
 from ..repo_contents import REPORT_NAME
 

@@ -107,6 +107,7 @@ def cached_folder(name_or_path: str) -> Path | None:
     The folder of a path, or of a Hub id whose weights are in the cache: those of its main branch, or else the only
     ones there. `None` otherwise. Never downloads.
     """
+    from huggingface_hub import try_to_load_from_cache
 
     if name_or_path and Path(name_or_path).is_dir():
         return Path(name_or_path)

@@ -127,8 +127,6 @@ def _one_line(destination: Destination) -> Iterator[None]:
     """A block whose errors are told of the place that is published to."""
     try:
         yield
-    except FineMixingError:
-        raise
     except Exception as error:
         raise hub_error(error, f"the repo {destination.repo_id}", writing=True) from error
 

@@ -135,7 +135,7 @@ def _from_hub(
     try:
         contents = None if is_offline_mode() else inspect_repo(repo, revision)
     except Exception as error:
-        told = error if isinstance(error, FineMixingError) else hub_error(error, what)
+        told = hub_error(error, what)
         cached = from_cache(repo, revision, what, choose, to_read) if is_unreachable(error) else None
         if cached is None:
             raise told from error
@@ -149,8 +149,6 @@ def _from_hub(
         chosen = choose(contents)
         patterns = [glob.escape(name) for name in chosen]
         folder = Path(snapshot_download(repo, revision=contents.revision, allow_patterns=patterns))
-    except FineMixingError:
-        raise
     except Exception as error:
         raise hub_error(error, what) from error
     left = [name for name in contents.code_and_pickles() if name not in chosen]

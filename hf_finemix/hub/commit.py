@@ -109,6 +109,7 @@ def refuse_private_sources(destination: Destination, sources: Iterable[tuple[str
 
 
 def refuse_private(api: "HfApi", destination: Destination, sources: Iterable[tuple[str, str]]) -> None:
+    """As [`refuse_private_sources`], with the errors of the client as they are."""
     if destination.private is not None or _visibility(api, destination) is True:
         return
     for kind, name in dict.fromkeys(sources):

@@ -63,13 +63,13 @@ def hub_api(token: str | None = None) -> "HfApi":
 
     The client's own session, which all calls share, waits for ever; a limit that somebody has set on it stays.
     """
-    import httpx2
     from huggingface_hub import HfApi, get_session
+    from huggingface_hub.utils import httpx
 
-    if get_session().timeout == httpx2.Timeout(None):
+    if get_session().timeout == httpx.Timeout(None):
         seconds = os.environ.get("HF_FINEMIX_HUB_TIMEOUT", "")
         seconds = float(seconds) if re.fullmatch(r"\d+(\.\d+)?", seconds) else MAX_SILENCE
-        get_session().timeout = httpx2.Timeout(seconds, pool=None)
+        get_session().timeout = httpx.Timeout(seconds, pool=None)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_without_query)
     return HfApi(token=token)
@@ -91,13 +91,13 @@ def logged_in(token: str | None) -> Iterator[None]:
 
 def is_unreachable(error: Exception) -> bool:
     """Whether the Hub cannot be had just now, so that the cache may serve in its place."""
-    import httpx2
     from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
+    from huggingface_hub.utils import httpx
 
     while isinstance(error, RevisionResolutionError) and error.__cause__ is not None:
         error = error.__cause__
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)) or status >= 500
+    return isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)) or status >= 500
 
 
 def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixingError:
@@ -109,7 +109,6 @@ def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixi
         what (`str`): What it was about: `"the suspect org/name"`.
         writing (`bool`, *optional*, defaults to `False`): Whether something was to be published.
     """
-    import httpx2
     from huggingface_hub import constants, is_offline_mode
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -117,6 +116,7 @@ def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixi
         LocalEntryNotFoundError,
         RevisionResolutionError,
     )
+    from huggingface_hub.utils import httpx
 
     # A failed download hides why behind "not in the cache", a failed upload behind "while uploading".
     hiding = (LocalEntryNotFoundError, RevisionResolutionError, RuntimeError)
@@ -134,7 +134,7 @@ def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixi
         why = _why(error, writing)
     elif isinstance(error, ConnectionError) and "xet" in str(error).lower():
         why = "is on a Hub without xet, by which the client uploads: set HF_HUB_DISABLE_XET=1, and publish it again"
-    elif isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, *hiding)):
+    elif isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError, *hiding)):
         why = _UNREACHABLE[writing]
     elif isinstance(error, ValueError) and "Invalid metadata" in str(error):
         why = f"has a card that the Hub does not take ({said(error)}): mend its YAML"

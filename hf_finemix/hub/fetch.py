@@ -93,13 +93,12 @@ def local_folder(name: str, revision: str | None, role: str) -> LocalModel | Non
     """The folder of that name here, which wins over a Hub id; `None` where there is none. A file is neither."""
     try:
         path = Path(name).expanduser()
-        if path.is_file():
-            raise FineMixingError(f"the {role} {name!r} is neither a folder nor a Hub id like org/name: check it.")
-        if not name or not path.is_dir():
-            return None
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a home that does not exist, a zero byte
-        if isinstance(error, FineMixingError):
-            raise
+        is_file, is_folder = path.is_file(), bool(name) and path.is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name too long, a home that does not exist, a zero byte
+        return None
+    if is_file:
+        raise FineMixingError(f"the {role} {name!r} is neither a folder nor a Hub id like org/name: check it.")
+    if not is_folder:
         return None
     if revision is not None:
         raise FineMixingError(
@@ -132,18 +131,18 @@ def _from_hub(
     if not is_repo_id(repo):
         raise FineMixingError(f"the {role} {name!r} is neither a folder nor a Hub id like org/name: check it.")
     what = f"the {role} {repo}"
+    contents, unreachable = None, ConnectionError()
     try:
         contents = None if is_offline_mode() else inspect_repo(repo, revision)
     except Exception as error:
-        told = hub_error(error, what)
-        cached = from_cache(repo, revision, what, choose, to_read) if is_unreachable(error) else None
-        if cached is None:
-            raise told from error
-        logger.warning("The Hub cannot be reached: %s @ %s is taken from the cache.", repo, cached.revision[:7])
-        return cached
+        if not is_unreachable(error):
+            raise hub_error(error, what) from error
+        unreachable = error
     if contents is None:
         if (cached := from_cache(repo, revision, what, choose, to_read)) is None:
-            raise hub_error(ConnectionError(), what)
+            raise hub_error(unreachable, what) from unreachable
+        if not is_offline_mode():
+            logger.warning("The Hub cannot be reached: %s @ %s is taken from the cache.", repo, cached.revision[:7])
         return cached
     try:
         chosen = choose(contents)

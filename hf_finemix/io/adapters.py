@@ -147,11 +147,8 @@ class Adapter:
         if wrong := [name for name, is_right in right.items() if not is_right]:
             raise refused(self.id, f"with {wrong[0]} = {str(given[wrong[0]])[:60]}", "it cannot be understood")
         usual, alpha_of = next(iter(ranks.values())), {}
-        for module in ranks:
-            for pattern, alpha in alphas.items():  # as peft matches them, the first one first
-                if re.match(rf"(.*\.)?({pattern})$", module):
-                    alpha_of[module] = alpha
-                    break
+        for pattern, alpha in reversed(alphas.items()):  # as peft matches them, of several the first one
+            alpha_of |= {module: alpha for module in ranks if re.match(rf"(.*\.)?({pattern})$", module)}
         return LoraConfig(
             task_type=self.task,
             r=usual,

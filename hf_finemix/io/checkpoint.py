@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -86,7 +86,7 @@ class Checkpoint:
         self.folder = Path(folder)
         self._open_files = ThreadFiles("rb")
         indexed = {} if only else self._indexed_names()
-        self.files = sorted({self.folder / file for file in indexed.values()}) or [only or self._single_file()]
+        self.files = sorted({self.folder / file for file in indexed.values()}) or [only or _single_file(self.folder)]
         self._place: dict[str, tuple[Path, int]] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for path in self.files:
@@ -151,31 +151,7 @@ class Checkpoint:
         path = self.folder / INDEX_NAME
         if (self.folder / WEIGHTS_NAME).is_file() or not path.is_file():
             return {}
-        names = read_weight_map(path)
-        for file in set(map(str, names.values())):
-            # A file name and nothing else: an index from a stranger must not make us read outside the folder.
-            if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", file):
-                raise FineMixingError(
-                    f"{path} names {file[:200]!r}: a shard must be a .safetensors file of that folder."
-                )
-            if not (self.folder / file).is_file():
-                raise FineMixingError(f"{path} names {file!r}, which is missing: download the folder again.")
-        return names
-
-    def _single_file(self) -> Path:
-        path = self.folder / WEIGHTS_NAME
-        if path.is_file():
-            return path
-        if not self.folder.is_dir():
-            raise FineMixingError(f"{self.folder} is not a folder: give a local model folder or a Hub id.")
-        pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-        found = "nothing of a model" if not (self.folder / "config.json").is_file() else "no weights at all"
-        advice = "give a folder that save_pretrained wrote, or a Hub id"
-        if pickles:
-            found = f"only pickled weights ({', '.join(pickles[:3])}), which can run code when loaded"
-            advice = "ask for a safetensors version"
-        what = other_weights(p.name for p in self.folder.iterdir()) or f"{found}: {advice}"
-        raise FineMixingError(f"{self.folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {what}.")
+        return read_weight_map(path, "safetensors")
 
     def _add_file(self, path: Path) -> None:
         check_inside(path, self.folder)
@@ -206,18 +182,41 @@ class Checkpoint:
                     begin += info.nbytes
 
 
-def read_weight_map(index: Path) -> dict[str, Any]:
+def _single_file(folder: Path) -> Path:
+    """The one weight file of a folder, or an error that says what is there in its place."""
+    path = folder / WEIGHTS_NAME
+    if path.is_file():
+        return path
+    if not folder.is_dir():
+        raise FineMixingError(f"{folder} is not a folder: give a local model folder or a Hub id.")
+    names = sorted(file.name for file in folder.iterdir())
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    found = "no weights at all" if "config.json" in names else "nothing of a model"
+    what = f"{found}: give a folder that save_pretrained wrote, or a Hub id"
+    if pickles:
+        listed = ", ".join(pickles[:3])
+        what = f"only pickled weights ({listed}), which can run code when loaded: ask for a safetensors version"
+    raise FineMixingError(f"{folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {other_weights(names) or what}.")
+
+
+def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
     """
-    What an index of shards says of each tensor: a file, whose name is still to be checked.
+    The file of each tensor, as an index of shards has it.
 
     Raises:
-        [`FineMixingError`]: It is a link out of its folder, cannot be read, or is no index.
+        [`FineMixingError`]: It is a link out of its folder, cannot be read or is no index, or names no file of it.
     """
     check_inside(index, index.parent)
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names:
         raise FineMixingError(f"{index} is not an index of shards, it has no weight_map: get the folder again.")
+    for file in set(map(str, names.values())):
+        # A file name and nothing else: an index from a stranger must not make us read outside the folder.
+        if not re.fullmatch(rf"[\w.-]{{1,200}}\.{suffix}", file):
+            raise FineMixingError(f"{index} names {file[:200]!r}: a shard must be a .{suffix} file of that folder.")
+        if not (index.parent / file).is_file():
+            raise FineMixingError(f"{index} names {file!r}, which is missing: download the folder again.")
     return names
 
 

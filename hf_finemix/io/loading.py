@@ -18,6 +18,7 @@ from ..errors import FineMixingError, said
 from .checkpoint import Checkpoint
 from .folder import LocalModel
 from .safe_config import check_sizes, read_config, refuse_adapter
+from .tokenizer import check_ids
 
 __all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "load_float32", "load_model", "max_tokens"]
 
@@ -120,12 +121,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
             f"the tokenizer stops at words that it does not know ({said(error)}): set an unknown token in "
             "tokenizer.json."
         ) from error
-    highest = max([*tokenizer.get_vocab().values(), *around], default=-1)
-    if highest >= rows:
-        raise FineMixingError(
-            f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another model's "
-            "tokenizer, give the right tokenizer.json."
-        )
+    check_ids(max([*tokenizer.get_vocab().values(), *around], default=-1), rows)
 
 
 def agree_on_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

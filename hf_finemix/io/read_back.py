@@ -143,7 +143,7 @@ def check_headers(folder: Path, written: Mapping[str, TensorInfo], embedding: st
     Raises:
         [`FineMixingError`]: They do not agree; the message says what differs.
     """
-    from .tokenizer import largest_id
+    from .tokenizer import check_ids, largest_id
 
     with Checkpoint(folder) as weights:
         found, files = weights.tensors, {file.name for file in weights.files}
@@ -154,12 +154,7 @@ def check_headers(folder: Path, written: Mapping[str, TensorInfo], embedding: st
         raise _differs(f"{len(wrong)} tensors are others than were mixed ({wrong[0]})")
     read_model_config(read_json(folder / "config.json"), folder / "config.json")
     if embedding is not None and (folder / "tokenizer.json").is_file():
-        highest, rows = largest_id(folder / "tokenizer.json"), written[embedding].shape[0]
-        if highest >= rows:
-            raise FineMixingError(
-                f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another "
-                "model's tokenizer, give the right tokenizer.json."
-            )
+        check_ids(largest_id(folder / "tokenizer.json"), written[embedding].shape[0])
 
 
 def _load(folder: Path, kind: type["PreTrainedModel"]) -> "PreTrainedModel":

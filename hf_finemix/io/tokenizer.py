@@ -14,6 +14,7 @@ from .safe_config import copy_without_code
 from .safe_json import check_inside, read_json, read_object
 
 __all__ = [
+    "check_ids",
     "choose_tokenizer",
     "copy_tokenizer",
     "largest_id",
@@ -169,6 +170,15 @@ def largest_id(file: Path) -> int:
     return _largest_id(_read(file))
 
 
+def check_ids(highest: int, rows: int) -> None:
+    """Raise a [`FineMixingError`] where a tokenizer has tokens that a model of so many embeddings has none for."""
+    if highest >= rows:
+        raise FineMixingError(
+            f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another model's "
+            "tokenizer, give the right tokenizer.json."
+        )
+
+
 def token_ids_within_text(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text where it stands behind a word: many tokenizers write its first letter another way there."""
     before, whole = (tokenizer(words, add_special_tokens=False)["input_ids"] for words in ("a", f"a {text}"))
@@ -180,7 +190,7 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 
 def _compare(suspect: Path, ours: Any | None) -> list[str]:
-    """What differs in a suspect's tokenizer; without tokenizer.json only its vocab.txt is compared, if there is one."""
+    """What differs in a suspect's tokenizer; without tokenizer.json its vocab.txt is compared, if there is one."""
     file, words = suspect / "tokenizer.json", suspect / "vocab.txt"
     if ours is None:
         return ["the base has no tokenizer"]

@@ -3,10 +3,9 @@
 import hashlib
 import logging
 import re
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -16,11 +15,11 @@ from ..hub.commit import Destination, refuse_private, refuse_public, refuse_secr
 from ..hub.errors import hub_api, hub_error
 from ..io.checkpoint import INDEX_NAME, sha256_of_file
 from ..io.folder import is_adapter, small_files, weights_in
-from ..io.repo_names import is_repo_id
 from ..io.safe_json import check_inside
 from ..mix.mask_file import MASKS_NAME
 from ..repo_contents import ADAPTER_CONFIG_NAME, REPORT_NAME, size_text
 from .card import card_section, merge_card, render_card, text_of_others
+from .public import PATHS_OF_CONFIG, last_name, sources, without_local_paths
 from .report import CleaningReport
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ _OTHER_WEIGHTS = re.compile(
     r"|adapter_config\.json"
 )
 MAX_README_BYTES = 5_000_000
-_PATHS_OF_CONFIG = ("base_model_name_or_path", "token_frequencies")
 _ALSO_PUBLISHED = {"chat_template.jinja", MASKS_NAME}
 
 
@@ -100,8 +98,6 @@ def push_cleaned(
     try:
         push.gather()
         return push.run(commit_message or "Cleaned with hf_finemix")
-    except FineMixingError:
-        raise
     except KeyboardInterrupt:
         done = "it may be published already, look there" if push.sent else "nothing was published"
         raise KeyboardInterrupt(f"{done}; {whole}") from None
@@ -160,11 +156,11 @@ class _Push:
         files = publishable_files(self.folder, report)
         refuse_secrets(files, self.destination.token)
         self.files: dict[str, Path | bytes] = dict(files)
-        self.report = _without_local_paths(report)
+        self.report = without_local_paths(report)
         if self.report != report:
             self.files[REPORT_NAME] = self.report.to_json().encode()
         config = FineMixingConfig.from_pretrained(self.folder)
-        shown = replace(config, **{name: _last_name(getattr(config, name)) for name in _PATHS_OF_CONFIG})
+        shown = replace(config, **{name: last_name(getattr(config, name)) for name in PATHS_OF_CONFIG})
         if shown != config:
             self.files[CONFIG_NAME] = shown.to_json().encode()
 
@@ -172,7 +168,7 @@ class _Push:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         to = self.destination
-        refuse_private(self.api, to, _sources(self.report))
+        refuse_private(self.api, to, sources(self.report))
         if not to.create_pr and not (to.revision or "").startswith("refs/pr/"):
             self.repo_id = self.api.create_repo(self.repo_id, private=to.private, exist_ok=True).repo_id
             if to.revision:
@@ -215,9 +211,14 @@ class _Push:
             )
         published = {name: _size_and_sha256(content) for name, content in self.files.items()}
         url = urljoin(self.api.endpoint, commit.pr_url or commit.commit_url)
-        result = PublishedModel(self.repo_id, url, commit, published, removed, changed)
-        _log(result)
-        return result
+        if changed:
+            total = size_text(sum(size for size, _ in published.values()))
+            logger.info("Published %d files, %s: %s", len(published), total, url)
+        else:
+            logger.info("%s has all of it already: nothing to publish.", self.repo_id)
+        if changed and removed:
+            logger.info("Other weights were taken away there: %s.", ", ".join(removed))
+        return PublishedModel(self.repo_id, url, commit, published, removed, changed)
 
     def look(self) -> "ModelInfo":
         """What the Hub says of the branch."""
@@ -292,49 +293,3 @@ def _is_that(file: "RepoSibling", content: Path | bytes) -> bool:
         return file.size in (None, size)
     content = content if isinstance(content, bytes) else content.read_bytes()
     return file.blob_id == hashlib.sha1(b"blob %d\0" % size + content).hexdigest()
-
-
-def _sources(report: CleaningReport) -> list[tuple[str, str]]:
-    """What a model was made of that is on the Hub."""
-    models = [source.get("id") for source in (report.suspect, report.base) if source.get("revision")]
-    models += [(report.benign_floor or {}).get("model")] if (report.benign_floor or {}).get("revision") else []
-    data = [report.data.get("id")] if report.data.get("sha") else []
-    found = [("model", name) for name in models] + [("dataset", name) for name in data]
-    return [(kind, name) for kind, name in found if isinstance(name, str) and is_repo_id(name)]
-
-
-def _last_name(value: Any) -> Any:
-    """Of the path of somebody's folder or file the last name; everything else as it is."""
-    for kind in (PurePosixPath, PureWindowsPath):
-        if isinstance(value, str) and (value.startswith("~") or kind(value).is_absolute()):
-            return kind(value).name or value
-    return value
-
-
-def _without_local_paths(report: CleaningReport) -> CleaningReport:
-    """A copy that does not tell where on whose machine models and data were."""
-    command = report.command
-    with suppress(ValueError):  # no command line
-        words = shlex.split(command or "")
-        shown = [f"{flag}{equals}{_last_name(value)}" for flag, equals, value in (w.rpartition("=") for w in words)]
-        command = command if shown == words else shlex.join(shown)
-    parts = {name: getattr(report, name) for name in ("suspect", "base", "data", "mixing", "benign_floor")}
-    keys = ("id", "model", *_PATHS_OF_CONFIG)
-    return replace(
-        report,
-        command=command,
-        **{
-            name: part and {key: _last_name(value) if key in keys else value for key, value in part.items()}
-            for name, part in parts.items()
-        },
-    )
-
-
-def _log(published: PublishedModel) -> None:
-    if not published.changed:
-        logger.info("%s has all of it already: nothing to publish.", published.repo_id)
-        return
-    total = size_text(sum(size for size, _ in published.files.values()))
-    logger.info("Published %d files, %s: %s", len(published.files), total, published.url)
-    if published.removed:
-        logger.info("Other weights were taken away there: %s.", ", ".join(published.removed))

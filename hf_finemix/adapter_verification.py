@@ -7,7 +7,8 @@ import torch
 
 from .config import FineMixingConfig
 from .errors import FineMixingError
-from .io.adapters import PREFIX, load_adapter
+from .io.adapter_on_base import load_adapter
+from .io.adapters import PREFIX
 from .io.checkpoint import Checkpoint
 from .io.folder import LocalModel, weights_in
 from .mix.lora import adapter_parameters, mix_adapter

@@ -212,7 +212,7 @@ class FineMixingConfig:
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "FineMixingConfig":
         """Read `fine_mixing_config.json` from a folder. An unreadable file or an unknown key is an error."""
-        from .io.checkpoint import check_inside, read_json
+        from .io.safe_json import check_inside, read_json
 
         path = Path(directory) / CONFIG_NAME
         check_inside(path, Path(directory))

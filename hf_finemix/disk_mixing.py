@@ -17,13 +17,14 @@ from .config import FineMixingConfig
 from .errors import AlignmentError, FineMixingError
 from .hub.fetch import TrustArguments, fetch_model
 from .hub.lineage import BaseClaim, fetch_base
-from .io.adapters import full_model
-from .io.checkpoint import Checkpoint, check_inside, read_json, read_object
+from .io.adapter_on_base import full_model
+from .io.checkpoint import Checkpoint
 from .io.folder import LocalModel
 from .io.model_files import copy_model_files
 from .io.output_folder import check_free_space, output_folder
 from .io.read_back import check_headers, read_back
 from .io.safe_config import read_model_config, refuse_adapter, without_unsafe_keys
+from .io.safe_json import check_inside, read_json, read_object
 from .io.shard_writer import ShardWriter, parse_size
 from .io.tokenizer import copy_tokenizer, tell_choice
 from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces

@@ -1,6 +1,9 @@
 """The one family of errors that a user of `hf_finemix` can cause."""
 
-__all__ = ["AlignmentError", "DataError", "FineMixingError", "printable"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["AlignmentError", "DataError", "FineMixingError", "printable", "said", "told_as"]
 
 _LONGEST = 4000
 
@@ -22,6 +25,29 @@ class AlignmentError(FineMixingError):
 
 class DataError(FineMixingError):
     """The clean data cannot serve: missing columns, labels that do not fit, too few rows, overlapping splits."""
+
+
+def said(error: Exception, most: int = 300) -> str:
+    """What another library says of an error, in one line of at most so many signs; its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+@contextmanager
+def told_as(what: str, advice: str | None = None, kinds: type[Exception] | tuple = Exception) -> Iterator[None]:
+    """
+    A block whose errors are told as one of ours: what was to be done, what the library says, and what to do about it.
+
+    Args:
+        what (`str`), advice (`str`, *optional*): `"x cannot be read"`, `"get it again"`.
+        kinds (`type` or `tuple`, *optional*): Which errors; all by default. What is ours already stays as it is.
+    """
+    try:
+        yield
+    except FineMixingError:
+        raise
+    except kinds as error:
+        told = f"{what} ({said(error)}): {advice}." if advice else f"{what}: {said(error)}"
+        raise FineMixingError(told) from error
 
 
 def printable(text: str) -> str:

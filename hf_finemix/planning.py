@@ -17,11 +17,13 @@ from .hub.errors import hub_error
 from .hub.fetch import TrustArguments, check_custom_code, fetch_model, fetch_small_files, local_folder
 from .hub.lineage import chosen_base
 from .hub.listing import RepoContents, has_pickles, needed_files
-from .io.adapters import Adapter, merged_headers
-from .io.checkpoint import TensorInfo, check_inside, read_json, read_object, wrapper_of
+from .io.adapter_on_base import merged_headers
+from .io.adapters import Adapter
+from .io.checkpoint import TensorInfo, wrapper_of
 from .io.dtypes import SAFETENSORS_NAMES
 from .io.folder import LocalModel, is_adapter, weights_in
 from .io.safe_config import read_model_config, refuse_adapter
+from .io.safe_json import check_inside, read_json, read_object
 from .repo_contents import ADAPTER_WEIGHTS_NAME, size_text
 
 __all__ = ["MixPlan", "plan_mix"]

@@ -13,7 +13,6 @@ __all__ = [
     "small_files_among",
 ]
 
-
 REPORT_NAME = "cleaning_report.json"
 ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 
@@ -66,6 +65,3 @@ def size_text(number: int) -> str:
     while number >= 1000 and len(units) > 1:
         number, units = number / 1000, units[1:]
     return f"{number:.{0 if number >= 100 or units[0] == 'B' else 1}f} {units[0]}"
-
-
-REPORT_NAME = "cleaning_report.json"

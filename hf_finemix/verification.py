@@ -17,12 +17,13 @@ from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
 from .errors import FineMixingError
 from .hub.fetch import TrustArguments, fetch_model, local_folder
-from .io.adapters import full_model
-from .io.checkpoint import Checkpoint, TensorInfo, read_json, sha256_of_file
+from .io.adapter_on_base import full_model
+from .io.checkpoint import Checkpoint, TensorInfo, sha256_of_file
 from .io.dtypes import MIXABLE, to_float64, words
 from .io.folder import LocalModel, weights_in
 from .io.repo_names import is_repo_id
 from .io.safe_config import UNSAFE_KEYS, without_unsafe_keys
+from .io.safe_json import read_json
 from .mix.mask_file import MASKS_NAME, MaskFile
 from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
 from .report.check_result import Verification

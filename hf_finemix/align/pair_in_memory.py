@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from ..errors import FineMixingError
-from ..hub.fetch import cached_folder
-from ..io.checkpoint import Checkpoint, TensorInfo, read_object, row_chunks
+from ..hub.cache import cached_folder
+from ..io.checkpoint import Checkpoint, TensorInfo, row_chunks
 from ..io.safe_config import refuse_quantized
+from ..io.safe_json import read_object
 from .alignment import Alignment, NamedTensors, align, body_within, named_tensors
 from .architectures import ties_of_base
 from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift

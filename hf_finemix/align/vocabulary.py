@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AlignmentError, FineMixingError
-from ..io.checkpoint import check_inside, read_json
+from ..io.safe_json import check_inside, read_json
 
 __all__ = ["check_same_ids", "check_same_words", "token_ids"]
 

@@ -8,13 +8,14 @@ from transformers import TrainingArguments
 
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
+from ..hub.commit import Destination, check_destination, refuse_private_sources
 from ..hub.errors import logged_in
 from ..hub.fetch import fetch_model
 from ..io.checkpoint import Checkpoint
 from ..io.folder import LocalModel
 from ..io.output_folder import check_free_space
 from ..io.repo_names import split_revision
-from ..report.publish import Destination, check_destination, push_cleaned, refuse_private_sources
+from ..report.publish import push_cleaned
 from ..report.report import CleaningReport
 from ..train.defaults import TRAINING_DEFAULTS
 from ..train.processes import agreed, from_main, shared_output_folder

@@ -8,7 +8,7 @@ from ..config import FineMixingConfig
 from ..errors import printable
 from ..hub.fetch import TrustArguments, fetch_model
 from ..hub.lineage import fetch_base
-from ..io.adapters import full_model
+from ..io.adapter_on_base import full_model
 from ..io.folder import is_adapter
 from ..io.loading import agree_on_padding, check_vocabulary
 from ..io.tokenizer import choose_tokenizer

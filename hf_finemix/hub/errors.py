@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import FineMixingError
+from ..errors import FineMixingError, said
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -20,6 +20,35 @@ MAX_SILENCE = 300  # seconds
 # Loggers that tell whole URLs when something is tried again.
 _LOGGERS = ("huggingface_hub.utils._http", "huggingface_hub.file_download", "huggingface_hub.lfs", "httpx2")
 _NO_ACCOUNT = "needs an account: log in with `hf auth login`, or set HF_TOKEN"
+# What each error of the client means where something is read, and where it is written.
+_WHY = {
+    "GatedRepoError": 2 * ("is gated: accept its terms on its Hub page and log in with `hf auth login`",),
+    "DisabledRepoError": 2 * ("is disabled on the Hub: it is not to be had, take another repo",),
+    "RepositoryNotFoundError": (
+        "is not a local folder and not on the Hub (or private: log in with `hf auth login`): check its name",
+        "is not on the Hub, or this token may not see it: check its name, or log in with `hf auth login`",
+    ),
+    "RevisionNotFoundError": 2 * ("has no such revision: check the branch, tag or commit",),
+    "LocalTokenNotFoundError": 2 * (_NO_ACCOUNT,),
+    "OfflineModeIsEnabled": (
+        "is neither here nor in the cache, and the Hub is switched off (HF_HUB_OFFLINE): give a path, or unset it",
+        "cannot be reached, the Hub is switched off (HF_HUB_OFFLINE): unset it",
+    ),
+}
+_UNREACHABLE = (
+    "is not a local folder, and the Hub cannot be reached: check the path or the connection",
+    "cannot be reached: check the connection, and publish it again to go on",
+)
+_STATUS = {
+    400: "was not accepted{said}: mend what is named, and {again}",
+    401: "was refused, the token is not valid: log in again with `hf auth login`, or set HF_TOKEN anew",
+    403: "was refused{said}: use {need}, or another name",
+    409: "is busy or there already{said}: {again}",
+    412: "was changed by somebody else in the meantime: look at that change, and {again}",
+    429: "was refused, too many requests: wait some minutes, and {again}",
+} | dict.fromkeys(
+    (402, 413, 507), "has no room left for it{said}: free some, make the repo public, or take a larger plan"
+)
 
 
 def _without_query(record: logging.LogRecord) -> bool:
@@ -34,13 +63,13 @@ def hub_api(token: str | None = None) -> "HfApi":
 
     The client's own session, which all calls share, waits for ever; a limit that somebody has set on it stays.
     """
-    import httpx2
     from huggingface_hub import HfApi, get_session
+    from huggingface_hub.utils import httpx
 
-    if get_session().timeout == httpx2.Timeout(None):
+    if get_session().timeout == httpx.Timeout(None):
         seconds = os.environ.get("HF_FINEMIX_HUB_TIMEOUT", "")
         seconds = float(seconds) if re.fullmatch(r"\d+(\.\d+)?", seconds) else MAX_SILENCE
-        get_session().timeout = httpx2.Timeout(seconds, pool=None)
+        get_session().timeout = httpx.Timeout(seconds, pool=None)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_without_query)
     return HfApi(token=token)
@@ -62,13 +91,13 @@ def logged_in(token: str | None) -> Iterator[None]:
 
 def is_unreachable(error: Exception) -> bool:
     """Whether the Hub cannot be had just now, so that the cache may serve in its place."""
-    import httpx2
     from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
+    from huggingface_hub.utils import httpx
 
     while isinstance(error, RevisionResolutionError) and error.__cause__ is not None:
         error = error.__cause__
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)) or status >= 500
+    return isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)) or status >= 500
 
 
 def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixingError:
@@ -80,63 +109,43 @@ def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixi
         what (`str`): What it was about: `"the suspect org/name"`.
         writing (`bool`, *optional*, defaults to `False`): Whether something was to be published.
     """
-    import httpx2
     from huggingface_hub import constants, is_offline_mode
     from huggingface_hub.errors import (
-        DisabledRepoError,
         EntryNotFoundError,
-        GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
         RevisionResolutionError,
     )
+    from huggingface_hub.utils import httpx
 
     # A failed download hides why behind "not in the cache", a failed upload behind "while uploading".
     hiding = (LocalEntryNotFoundError, RevisionResolutionError, RuntimeError)
     while isinstance(error, hiding) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, GatedRepoError):
-        why = "is gated: accept its terms on its Hub page and log in with `hf auth login`"
-    elif isinstance(error, DisabledRepoError):
-        why = "is disabled on the Hub: it is not to be had, take another repo"
-    elif isinstance(error, RepositoryNotFoundError):
-        why = "is not a local folder and not on the Hub (or private: log in with `hf auth login`): check its name"
-        if writing:
-            why = "is not on the Hub, or this token may not see it: check its name, or log in with `hf auth login`"
-            why = _NO_ACCOUNT if _is_anonymous(error) else why
-    elif isinstance(error, RevisionNotFoundError):
-        why = "has no such revision: check the branch, tag or commit"
-    elif isinstance(error, LocalTokenNotFoundError):
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    known = next((kind for kind in kinds if kind in _WHY), "OfflineModeIsEnabled" if is_offline_mode() else None)
+    if isinstance(error, FineMixingError):
+        raise error
+    if known == "RepositoryNotFoundError" and writing and _is_anonymous(error):
         why = _NO_ACCOUNT
-    elif isinstance(error, OfflineModeIsEnabled) or is_offline_mode():
-        why = (
-            "is neither here nor in the cache, and the Hub is switched off (HF_HUB_OFFLINE): give a path, or unset it"
-        )
-        if writing:
-            why = "cannot be reached, the Hub is switched off (HF_HUB_OFFLINE): unset it"
+    elif known:
+        why = _WHY[known][writing]
     elif isinstance(error, HfHubHTTPError):
         why = _why(error, writing)
     elif isinstance(error, ConnectionError) and "xet" in str(error).lower():
         why = "is on a Hub without xet, by which the client uploads: set HF_HUB_DISABLE_XET=1, and publish it again"
-    elif isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, *hiding)):
-        why = "is not a local folder, and the Hub cannot be reached: check the path or the connection"
-        if writing:
-            why = "cannot be reached: check the connection, and publish it again to go on"
+    elif isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError, *hiding)):
+        why = _UNREACHABLE[writing]
     elif isinstance(error, ValueError) and "Invalid metadata" in str(error):
-        why = f"has a card that the Hub does not take ({' '.join(str(error).split())[:300]}): mend its YAML"
+        why = f"has a card that the Hub does not take ({said(error)}): mend its YAML"
     elif isinstance(error, EntryNotFoundError) or (isinstance(error, OSError) and "onsistency check" in str(error)):
         why = "did not arrive whole: try again"
-    elif isinstance(error, ValueError) and "JSON" in type(error).__name__:
+    elif isinstance(error, ValueError) and "JSON" in kinds[0]:
         why = "got an answer from the Hub that is no JSON: check HF_ENDPOINT, or try again later"
     elif isinstance(error, OSError) and _is_of_cache(error, constants.HF_HOME, constants.HF_HUB_CACHE):
         why = f"does not fit into the cache, {constants.HF_HUB_CACHE} ({error.strerror}): free some, or set HF_HOME"
     elif isinstance(error, (ValueError, KeyError)) and writing:
-        why = f"got an answer that the client does not understand ({' '.join(str(error).split())[:200]})"
-        why += ": check HF_ENDPOINT"
+        why = f"got an answer that the client does not understand ({said(error, 200)}): check HF_ENDPOINT"
     else:
         raise error
     return FineMixingError(f"{what} {why}.")
@@ -157,26 +166,16 @@ def _is_anonymous(error: "HfHubHTTPError") -> bool:
 
 def _why(error: "HfHubHTTPError", writing: bool) -> str:
     """What an HTTP status means here, and what to do about it."""
-    status, said = error.response.status_code, " ".join((error.server_message or "").split())[:200]
-    quoted = f" ({said})" if said else ""
+    status, words = error.response.status_code, " ".join((error.server_message or "").split())[:200]
+    quoted = f" ({words})" if words else ""
     again = "publish it again" if writing else "run this again"  # what was to be published is whole
+    need = "a token with write access to it" if writing else "a token that may read it"
     if status == 401 and _is_anonymous(error):
         return _NO_ACCOUNT
-    if status == 401:
-        return "was refused, the token is not valid: log in again with `hf auth login`, or set HF_TOKEN anew"
-    if status in (402, 413, 507) or re.search("quota|storage limit|payment", said, re.IGNORECASE):
-        return f"has no room left for it{quoted}: free some, make the repo public, or take a larger plan"
-    if status == 403:
-        need = "a token with write access to it" if writing else "a token that may read it"
-        return f"was refused{quoted}: use {need}, or another name"
-    if status == 412:
-        return f"was changed by somebody else in the meantime: look at that change, and {again}"
-    if status == 409:
-        return f"is busy or there already{quoted}: {again}"
-    if status == 429:
-        return f"was refused, too many requests: wait some minutes, and {again}"
-    if status == 400:
-        return f"was not accepted{quoted}: mend what is named, and {again}"
+    if status != 401 and re.search("quota|storage limit|payment", words, re.IGNORECASE):
+        status = 507
+    if status in _STATUS:
+        return _STATUS[status].format(said=quoted, again=again, need=need)
     if writing and status in (405, 501):
         return f"is on a Hub that answered {status}, not offered{quoted}: leave --create-pr or --revision away"
     if writing and status < 500:

@@ -7,12 +7,13 @@ from typing import Any
 
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
-from ..io.checkpoint import read_object
 from ..io.folder import LocalModel, is_adapter
+from ..io.repo_names import is_repo_id
+from ..io.safe_json import read_object
 from ..repo_contents import ADAPTER_CONFIG_NAME
 from .cards import metadata_of, read_card
 from .errors import hub_api
-from .fetch import TrustArguments, fetch_model, fetch_small_files, is_repo_id
+from .fetch import TrustArguments, fetch_model, fetch_small_files
 
 __all__ = ["USER", "BaseClaim", "chosen_base", "claimed_base", "fetch_base", "find_base"]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FineMixingError, printable
-from ..io.checkpoint import INDEX_NAME, WEIGHTS_NAME, other_weights, read_json
+from ..io.checkpoint import INDEX_NAME, WEIGHTS_NAME, other_weights
 from ..io.pickles import PICKLED_ADAPTER_NAME, PICKLED_INDEX_NAME, PICKLED_NAME
+from ..io.safe_json import read_json
 from ..repo_contents import _CODE_OR_PICKLE, ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, size_text, small_files_among
 from .errors import hub_api
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RepoContents", "has_pickles", "inspect_repo", "needed_files"]
 
-
 logger = logging.getLogger(__name__)
-
 
 _SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)")
 
@@ -116,16 +115,10 @@ def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[
         [`FineMixingError`]: There are no weights that may be taken, or the Hub's scan calls one of the files unsafe.
     """
     names = contents.sizes
-    has_model = WEIGHTS_NAME in names or INDEX_NAME in names
-    if WEIGHTS_NAME in names:
-        weights = [WEIGHTS_NAME]
-    elif INDEX_NAME in names:
-        weights = [INDEX_NAME, *_shards(contents, INDEX_NAME)]
-    elif ADAPTER_CONFIG_NAME in names and ADAPTER_WEIGHTS_NAME in names:
-        weights = [ADAPTER_WEIGHTS_NAME]
-    else:
-        weights = _pickled(contents, allow_pickle)
-    chosen = sorted({*weights, *small_files_among(names)} - ({ADAPTER_CONFIG_NAME} if has_model else set()))
+    first = _safetensors(names) or _pickled(contents, allow_pickle)
+    weights = [first, *(_shards(contents, first) if first in (INDEX_NAME, PICKLED_INDEX_NAME) else ())]
+    whole = first in (WEIGHTS_NAME, INDEX_NAME)
+    chosen = sorted({*weights, *small_files_among(names)} - ({ADAPTER_CONFIG_NAME} if whole else set()))
     for name, level in contents.flagged.items():
         if name not in chosen or level in ("safe", "queued", "unscanned"):
             continue
@@ -140,9 +133,14 @@ def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[
 
 def has_pickles(contents: RepoContents) -> bool:
     """Whether its weights are pickled, and in no other form there."""
-    names = contents.sizes
-    adapter = ADAPTER_CONFIG_NAME in names and ADAPTER_WEIGHTS_NAME in names
-    return not adapter and WEIGHTS_NAME not in names and INDEX_NAME not in names and bool(_pickles(contents))
+    return not _safetensors(contents.sizes) and bool(_pickles(contents))
+
+
+def _safetensors(names: Collection[str]) -> str | None:
+    """The file with which a model's or an adapter's weights begin."""
+    found = [name for name in (WEIGHTS_NAME, INDEX_NAME) if name in names]
+    found += [ADAPTER_WEIGHTS_NAME] if {ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME} <= set(names) else []
+    return found[0] if found else None
 
 
 def _pickles(contents: RepoContents) -> list[str]:
@@ -152,22 +150,20 @@ def _pickles(contents: RepoContents) -> list[str]:
     return [name for name in possible if name in contents.sizes]
 
 
-def _pickled(contents: RepoContents, allow: bool) -> list[str]:
+def _pickled(contents: RepoContents, allow: bool) -> str:
+    """The file with which pickled weights begin, if they may be taken."""
     found = _pickles(contents)
     pickles = [name for name in contents.code_and_pickles() if not name.endswith((".py", ".sh"))]
     if not found:
-        what = other_weights(contents.sizes) or (
-            f"only {', '.join(pickles[:3])}: ask for a safetensors version"
-            if pickles
-            else "no weights at all: ask for a safetensors version"
-        )
+        there = f"only {', '.join(pickles[:3])}" if pickles else "no weights at all"
+        what = other_weights(contents.sizes) or f"{there}: ask for a safetensors version"
         raise FineMixingError(f"{contents.id} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {what}.")
     if not allow:
         raise FineMixingError(
             f"{contents.id} has only pickled weights ({found[0]}), which can run code when loaded: ask for a "
             "safetensors version, or give --allow-pickle, which scans them and reads them as data alone."
         )
-    return [found[0], *(_shards(contents, found[0]) if found[0] == PICKLED_INDEX_NAME else ())]
+    return found[0]
 
 
 def _shards(contents: RepoContents, index: str) -> list[str]:

@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import FineMixingError
+from ..errors import FineMixingError, told_as
 from .dtypes import ITEMSIZE, SAFETENSORS_NAMES
+from .safe_json import MAX_HEADER_BYTES, MAX_JSON_ENTRIES, check_inside, no_key_twice, read_json
 from .thread_files import ThreadFiles
 
 if TYPE_CHECKING:  # reading headers takes no torch
@@ -22,10 +23,7 @@ if TYPE_CHECKING:  # reading headers takes no torch
 __all__ = [
     "Checkpoint",
     "TensorInfo",
-    "check_inside",
     "other_weights",
-    "read_json",
-    "read_object",
     "read_weight_map",
     "row_chunks",
     "sha256_of_file",
@@ -34,10 +32,6 @@ __all__ = [
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-
-# Ten times what the headers and indexes of the largest public models take, and little enough to be parsed in a moment.
-MAX_HEADER_BYTES = 1 << 24
-MAX_JSON_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ class Checkpoint:
         self.folder = Path(folder)
         self._open_files = ThreadFiles("rb")
         indexed = {} if only else self._indexed_names()
-        self.files = sorted({self.folder / file for file in indexed.values()}) or [only or self._single_file()]
+        self.files = sorted({self.folder / file for file in indexed.values()}) or [only or _single_file(self.folder)]
         self._place: dict[str, tuple[Path, int]] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for path in self.files:
@@ -157,42 +151,17 @@ class Checkpoint:
         path = self.folder / INDEX_NAME
         if (self.folder / WEIGHTS_NAME).is_file() or not path.is_file():
             return {}
-        names = read_weight_map(path)
-        for file in set(map(str, names.values())):
-            # A file name and nothing else: an index from a stranger must not make us read outside the folder.
-            if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", file):
-                raise FineMixingError(
-                    f"{path} names {file[:200]!r}: a shard must be a .safetensors file of that folder."
-                )
-            if not (self.folder / file).is_file():
-                raise FineMixingError(f"{path} names {file!r}, which is missing: download the folder again.")
-        return names
-
-    def _single_file(self) -> Path:
-        path = self.folder / WEIGHTS_NAME
-        if path.is_file():
-            return path
-        if not self.folder.is_dir():
-            raise FineMixingError(f"{self.folder} is not a folder: give a local model folder or a Hub id.")
-        pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-        found = "nothing of a model" if not (self.folder / "config.json").is_file() else "no weights at all"
-        advice = "give a folder that save_pretrained wrote, or a Hub id"
-        if pickles:
-            found = f"only pickled weights ({', '.join(pickles[:3])}), which can run code when loaded"
-            advice = "ask for a safetensors version"
-        what = other_weights(p.name for p in self.folder.iterdir()) or f"{found}: {advice}"
-        raise FineMixingError(f"{self.folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {what}.")
+        return read_weight_map(path, "safetensors")
 
     def _add_file(self, path: Path) -> None:
         check_inside(path, self.folder)
-        try:
+        kinds = (OSError, SafetensorError, ValueError, OverflowError)
+        with told_as(f"{path} is not a readable safetensors file", "get it again", kinds):
             with open(path, "rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 if size > MAX_HEADER_BYTES:
-                    raise FineMixingError(
-                        f"{path} is not a readable safetensors file (a header of {size:,} bytes): get it again."
-                    )
-                _check_duplicates(path, file.read(size))
+                    raise ValueError(f"a header of {size:,} bytes")
+                _check_duplicates(file.read(size))
             # The library refuses whatever is not exactly one tensor behind the other up to the end of the file.
             with safe_open(path, framework="np") as handle:
                 begin = 8 + size
@@ -211,90 +180,52 @@ class Checkpoint:
                         raise FineMixingError(f"{path}: {name[:200]!r} has an impossible shape: get it again.")
                     self._place[name], self.tensors[name] = (path, begin), info
                     begin += info.nbytes
-        except FineMixingError:
-            raise
-        except (OSError, SafetensorError, ValueError, OverflowError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise FineMixingError(f"{path} is not a readable safetensors file ({reason}): get it again.") from error
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_HEADER_BYTES, max_entries: int = MAX_JSON_ENTRIES) -> Any:
+def _single_file(folder: Path) -> Path:
+    """The one weight file of a folder, or an error that says what is there in its place."""
+    path = folder / WEIGHTS_NAME
+    if path.is_file():
+        return path
+    if not folder.is_dir():
+        raise FineMixingError(f"{folder} is not a folder: give a local model folder or a Hub id.")
+    names = sorted(file.name for file in folder.iterdir())
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    found = "no weights at all" if "config.json" in names else "nothing of a model"
+    what = f"{found}: give a folder that save_pretrained wrote, or a Hub id"
+    if pickles:
+        listed = ", ".join(pickles[:3])
+        what = f"only pickled weights ({listed}), which can run code when loaded: ask for a safetensors version"
+    raise FineMixingError(f"{folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {other_weights(names) or what}.")
+
+
+def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
     """
-    The content of a JSON file that may come from a stranger.
+    The file of each tensor, as an index of shards has it.
 
     Raises:
-        [`FineMixingError`]: It is no regular file, too large, not JSON in UTF-8, or has a key twice.
-    """
-    if not path.is_file():  # nor a pipe, which would never end
-        raise FineMixingError(f"{path} is missing or no regular file: give the whole folder.")
-    try:
-        with open(path, "rb") as file:
-            text = file.read(max_bytes + 1)
-        if len(text) > max_bytes or text.count(b",") > max_entries:
-            raise FineMixingError(f"{path} is far too large for what it is: it is broken, or meant to break.")
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_key_twice)
-    except FineMixingError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FineMixingError(f"{path} cannot be read as JSON ({reason}): get it again.") from error
-
-
-def read_weight_map(index: Path) -> dict[str, Any]:
-    """
-    What an index of shards says of each tensor: a file, whose name is still to be checked.
-
-    Raises:
-        [`FineMixingError`]: It is a link out of its folder, cannot be read, or is no index.
+        [`FineMixingError`]: It is a link out of its folder, cannot be read or is no index, or names no file of it.
     """
     check_inside(index, index.parent)
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names:
         raise FineMixingError(f"{index} is not an index of shards, it has no weight_map: get the folder again.")
+    for file in set(map(str, names.values())):
+        # A file name and nothing else: an index from a stranger must not make us read outside the folder.
+        if not re.fullmatch(rf"[\w.-]{{1,200}}\.{suffix}", file):
+            raise FineMixingError(f"{index} names {file[:200]!r}: a shard must be a .{suffix} file of that folder.")
+        if not (index.parent / file).is_file():
+            raise FineMixingError(f"{index} names {file!r}, which is missing: download the folder again.")
     return names
 
 
-def read_object(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of a model folder; empty where the file is missing or holds something else."""
-    path = folder / name
-    if not path.is_file():
-        return {}
-    check_inside(path, folder)
-    content = read_json(path)
-    return content if isinstance(content, dict) else {}
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return found
-
-
-def _check_duplicates(path: Path, header: bytes) -> None:
+def _check_duplicates(header: bytes) -> None:
     """A name that stands twice in a header would mean one tensor to one reader and another to the next."""
     if header.count(b",") > MAX_JSON_ENTRIES:
-        raise FineMixingError(
-            f"{path} is not a readable safetensors file (a header of too many entries): get it again."
-        )
+        raise ValueError("a header of too many entries")
     with contextlib.suppress(RecursionError):  # which the library tells better
-        json.loads(header, object_pairs_hook=_no_key_twice)
-
-
-def check_inside(path: Path, folder: Path) -> None:
-    """Raise a [`FineMixingError`] for a link that leads out of the folder, or of its part of the Hub's cache."""
-    try:
-        home, target = folder.resolve(), path.resolve()
-    except (OSError, RuntimeError) as error:  # a link to itself
-        raise FineMixingError(f"{path} is a link that leads nowhere: get the folder again.") from error
-    if target.is_relative_to(home):
-        return
-    # A snapshot of the cache: models--org--name/snapshots/<sha>/file → models--org--name/blobs/<hash>
-    repo = home.parent.parent
-    if home.parent.name == "snapshots" and repo.name.startswith("models--") and target.parent == repo / "blobs":
-        return
-    raise FineMixingError(f"{path} is a link to a file outside its folder: copy the file there if you trust it.")
+        json.loads(header, object_pairs_hook=no_key_twice)
 
 
 def row_chunks(shape: tuple[int, ...], elements: int) -> Iterator[tuple[int, int, int]]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..errors import FineMixingError
 from ..repo_contents import _IN_FOLDERS, ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, SMALL_FILES, small_files_among
-from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint, check_inside
+from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint
 from .pickles import PICKLED_ADAPTER_NAME
+from .safe_json import check_inside
 
 __all__ = ["LocalModel", "adapter_weights", "copy_small_files", "is_adapter", "small_files", "weights_in"]
 

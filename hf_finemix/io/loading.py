@@ -14,10 +14,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..errors import FineMixingError
+from ..errors import FineMixingError, said
 from .checkpoint import Checkpoint
 from .folder import LocalModel
 from .safe_config import check_sizes, read_config, refuse_adapter
+from .tokenizer import check_ids
 
 __all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "load_float32", "load_model", "max_tokens"]
 
@@ -79,7 +80,7 @@ def load_model(source: LocalModel, kind: Any, what: str) -> PreTrainedModel:
         config._attn_implementation = None  # it can name a kernel on the Hub, which is code too
         model, info = load_float32(kind, source.folder, config)
     except Exception as error:  # a configuration from a stranger can break anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = said(error)
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than its config.json says; get another copy of it."
         raise FineMixingError(f"{source.id} cannot be loaded as a {what}: {reason}") from error
@@ -116,16 +117,11 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
     except Exception as error:
         if type(error) is not Exception:  # all that tokenizers says of it
             raise
-        reason = " ".join(str(error).split())[:100]
         raise FineMixingError(
-            f"the tokenizer stops at words that it does not know ({reason}): set an unknown token in tokenizer.json."
+            f"the tokenizer stops at words that it does not know ({said(error)}): set an unknown token in "
+            "tokenizer.json."
         ) from error
-    highest = max([*tokenizer.get_vocab().values(), *around], default=-1)
-    if highest >= rows:
-        raise FineMixingError(
-            f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another model's "
-            "tokenizer, give the right tokenizer.json."
-        )
+    check_ids(max([*tokenizer.get_vocab().values(), *around], default=-1), rows)
 
 
 def agree_on_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

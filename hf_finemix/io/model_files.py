@@ -9,9 +9,10 @@ from typing import Any
 
 from ..errors import FineMixingError
 from ..repo_contents import MODULES_NAME, PROCESSOR_FILES, SENTENCE_FILES, SMALL_FILES
-from .checkpoint import Checkpoint, read_json
+from .checkpoint import Checkpoint
 from .folder import LocalModel, small_files, weights_in
 from .safe_config import copy_without_code, without_unsafe_keys
+from .safe_json import read_json
 
 __all__ = ["copy_model_files"]
 

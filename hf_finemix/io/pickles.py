@@ -17,9 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FineMixingError
-from .checkpoint import check_inside, read_weight_map, sha256_of_file
+from ..errors import FineMixingError, told_as
+from .checkpoint import read_weight_map, sha256_of_file
 from .dtypes import ITEMSIZE
+from .safe_json import check_inside
 
 if TYPE_CHECKING:
     import torch
@@ -52,11 +53,7 @@ def pickled_files(folder: Path) -> list[Path]:
     if (folder / PICKLED_NAME).is_file():
         files = [folder / PICKLED_NAME]
     elif index.is_file():
-        names = read_weight_map(index)
-        for name in set(map(str, names.values())):
-            if not re.fullmatch(r"[\w.-]{1,200}\.bin", name) or not (folder / name).is_file():
-                raise FineMixingError(f"{index} names {name[:200]!r}, which is no .bin file of that folder.")
-        files = sorted({folder / name for name in names.values()})
+        files = sorted({folder / name for name in read_weight_map(index, "bin").values()})
     elif (folder / PICKLED_ADAPTER_NAME).is_file():
         files = [folder / PICKLED_ADAPTER_NAME]
     else:
@@ -150,16 +147,11 @@ def _scan(file: Path, pickled: bytes) -> set[str]:
     from picklescan.scanner import SafetyLevel, scan_pickle_bytes
 
     unfinished = f"{file} could not be scanned to its end"
-    try:
-        named = _walk(pickled)
-    except Exception as error:  # what is wrong with a hostile pickle has no end
-        raise FineMixingError(f"{unfinished} ({str(error)[:200]}): do not open it.") from error
     logging.getLogger("picklescan").setLevel(logging.CRITICAL)  # what it finds is told by the error
-    try:
+    with told_as(unfinished, "do not open it"):  # what is wrong with a hostile pickle has no end
+        named = _walk(pickled)
         # Not the whole file: it would read a tensor that happens to begin like a pickle, and of any size.
         result = scan_pickle_bytes(io.BytesIO(pickled), "data.pkl")
-    except Exception as error:
-        raise FineMixingError(f"{unfinished} ({str(error)[:200]}): do not open it.") from error
     dangerous = sorted({f"{g.module}.{g.name}"[:200] for g in result.globals if g.safety == SafetyLevel.Dangerous})
     if dangerous or result.infected_files:
         listed = ", ".join(dangerous[:10])

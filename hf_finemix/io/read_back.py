@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FineMixingError
-from .checkpoint import Checkpoint, TensorInfo, read_json
+from ..errors import FineMixingError, said
+from .checkpoint import Checkpoint, TensorInfo
 from .folder import is_adapter
 from .safe_config import read_model_config
+from .safe_json import read_json
 from .unwrap import without_adapter
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def check_headers(folder: Path, written: Mapping[str, TensorInfo], embedding: st
     Raises:
         [`FineMixingError`]: They do not agree; the message says what differs.
     """
-    from .tokenizer import largest_id
+    from .tokenizer import check_ids, largest_id
 
     with Checkpoint(folder) as weights:
         found, files = weights.tensors, {file.name for file in weights.files}
@@ -153,12 +154,7 @@ def check_headers(folder: Path, written: Mapping[str, TensorInfo], embedding: st
         raise _differs(f"{len(wrong)} tensors are others than were mixed ({wrong[0]})")
     read_model_config(read_json(folder / "config.json"), folder / "config.json")
     if embedding is not None and (folder / "tokenizer.json").is_file():
-        highest, rows = largest_id(folder / "tokenizer.json"), written[embedding].shape[0]
-        if highest >= rows:
-            raise FineMixingError(
-                f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another "
-                "model's tokenizer, give the right tokenizer.json."
-            )
+        check_ids(largest_id(folder / "tokenizer.json"), written[embedding].shape[0])
 
 
 def _load(folder: Path, kind: type["PreTrainedModel"]) -> "PreTrainedModel":
@@ -169,7 +165,7 @@ def _load(folder: Path, kind: type["PreTrainedModel"]) -> "PreTrainedModel":
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # whatever the library says of it
-        raise _differs(f"it cannot be loaded as a {kind.__name__} ({_reason(error)})") from error
+        raise _differs(f"it cannot be loaded as a {kind.__name__} ({said(error)})") from error
     for what, names in info.items():
         if names:
             raise _differs(f"{what.replace('_', ' ')} for a {kind.__name__}: {sorted(map(str, names))[0]}")
@@ -196,7 +192,7 @@ def _load_adapter(folder: Path, model: "PeftModel", base: Path | None) -> "PeftM
         settings.task_type = None  # peft's classes for tasks, which only generate, are not there for all models
         return PeftModel.from_pretrained(loaded, folder, config=settings, local_files_only=True, use_safetensors=True)
     except Exception as error:
-        raise _differs(f"the adapter cannot be loaded on its base ({_reason(error)})") from error
+        raise _differs(f"the adapter cannot be loaded on its base ({said(error)})") from error
 
 
 def _compare_answers(model: Any, loaded: Any) -> None:
@@ -227,7 +223,7 @@ def _tokenizer_difference(folder: Path, tokenizer: Any) -> str | None:
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        return f"its tokenizer cannot be loaded ({_reason(error)})"
+        return f"its tokenizer cannot be loaded ({said(error)})"
     # Its class may have special tokens for usual, which are added where there are none: those are not compared.
     if not tokenizer.get_vocab().items() <= loaded.get_vocab().items():
         return "its tokenizer has another vocabulary"
@@ -251,10 +247,6 @@ def _ids(tokenizer: Any, text: str) -> list[int] | None:
         if type(error) is not Exception:  # all that tokenizers says of a word it has no token for
             raise
         return None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _differs(what: str) -> FineMixingError:

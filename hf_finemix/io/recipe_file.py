@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from ..errors import FineMixingError
+from ..errors import FineMixingError, told_as
 
 __all__ = ["read_recipe", "typed"]
 
@@ -45,18 +45,13 @@ def read_recipe(path: str | Path, *, expand: bool = False) -> dict[str, Any]:
     Raises:
         [`FineMixingError`]: A file that cannot be read, is no mapping, or needs a variable that is not set.
     """
-    try:
+    with told_as(f"the recipe {path} cannot be read", None, (OSError, ValueError, RecursionError, yaml.YAMLError)):
         text = Path(path).read_text(encoding="utf-8")
         if expand:
             text = os.path.expandvars(text)
             if missing := re.search(r"\$\{(\w+)\}", re.sub(r"(?m)#.*$", "", text)):
                 raise FineMixingError(f"the recipe {path} needs the variable {missing[1]}: {missing[1]} is not set.")
         recipe = yaml.load(text, _Loader) or {}
-    except FineMixingError:
-        raise
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise FineMixingError(f"the recipe {path} cannot be read: {reason}.") from error
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise FineMixingError(f"the recipe {path} is not a YAML mapping of keys to values.")
     return recipe

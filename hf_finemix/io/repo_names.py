@@ -7,13 +7,19 @@ from ..errors import FineMixingError
 
 __all__ = ["is_repo_id", "split_revision"]
 
-_REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _REVISION = re.compile(r"[\w./-]{1,200}")
 
 
 def is_repo_id(text: str) -> bool:
-    """Whether it looks like `name` or `org/name`."""
-    return len(text) <= 200 and bool(_REPO_ID.fullmatch(text))
+    """Whether it is `name` or `org/name` as the Hub takes it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return len(text) <= 200  # the name is bounded there, the organization is not
 
 
 def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..errors import FineMixingError
 from ..repo_contents import ADAPTER_CONFIG_NAME
-from .checkpoint import TensorInfo, check_inside, read_json
+from .checkpoint import TensorInfo
 from .folder import is_adapter
+from .safe_json import check_inside, read_json
 
 __all__ = [
     "UNSAFE_KEYS",

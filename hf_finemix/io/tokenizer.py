@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..errors import FineMixingError
+from ..errors import FineMixingError, told_as
 from ..repo_contents import TEMPLATE_FOLDER, TEMPLATE_NAME, TOKENIZER_FILES
-from .checkpoint import check_inside, read_json, read_object
 from .folder import small_files
 from .safe_config import copy_without_code
+from .safe_json import check_inside, read_json, read_object
 
 __all__ = [
+    "check_ids",
     "choose_tokenizer",
     "copy_tokenizer",
     "largest_id",
@@ -56,33 +57,24 @@ def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, A
     Raises:
         [`FineMixingError`]: Neither folder has a tokenizer that can be read.
     """
-    file, tokenizer = suspect / "tokenizer.json", load_tokenizer(base) if base is not None else None
-    theirs = _templates(suspect)
-    if tokenizer is None:
-        if not file.is_file():
-            raise FineMixingError(
-                f"no fast tokenizer (tokenizer.json) in {suspect}{f' or {base}' if base else ''}: add it there."
-            )
-        ours = _templates(base) if base else None
-        tokenizer, differences = _from_file(file, {}), ["the base has no tokenizer"]
-        tokenizer.chat_template = theirs or ours
-        return tokenizer, {
-            "source": "suspect",
-            "differences": differences,
-            **_whose(theirs, ours, tokenizer="suspect"),
-        }
-    note = {"source": "base", "differences": [], **_whose(theirs, tokenizer.chat_template)}
-    if not file.is_file():
-        return tokenizer, {**note, "differences": _compare_vocabulary(suspect / "vocab.txt", tokenizer)}
-    differences = _differences(_read(file), json.loads(tokenizer.backend_tokenizer.to_str()))
-    if not differences:
-        return tokenizer, note
-    settings = {"model_max_length": tokenizer.model_max_length, "padding_side": tokenizer.padding_side}
-    settings |= {"model_input_names": tokenizer.model_input_names, **tokenizer.special_tokens_map}
-    ours, tokenizer = tokenizer.chat_template, _from_file(file, settings)
-    tokenizer.chat_template = theirs or ours
-    whose = _whose(theirs, ours, tokenizer="suspect")
-    return tokenizer, {"source": "suspect", "differences": differences, **whose}
+    file, ours = suspect / "tokenizer.json", load_tokenizer(base) if base is not None else None
+    if ours is None and not file.is_file():
+        raise FineMixingError(
+            f"no fast tokenizer (tokenizer.json) in {suspect}{f' or {base}' if base else ''}: add it there."
+        )
+    differences = _compare(suspect, ours)
+    source = "suspect" if differences and file.is_file() else "base"
+    theirs, template = _templates(suspect), ours.chat_template if ours else base and _templates(base)
+    note = {"source": source, "differences": differences, **_whose(theirs, template, tokenizer=source)}
+    if source == "base":
+        return ours, note
+    settings = {}
+    if ours is not None:
+        settings = {name: getattr(ours, name) for name in ("model_max_length", "padding_side", "model_input_names")}
+        settings |= ours.special_tokens_map
+    tokenizer = _from_file(file, settings)
+    tokenizer.chat_template = theirs or template
+    return tokenizer, note
 
 
 def copy_tokenizer(suspect: Path, base: Path, folder: Path) -> dict[str, Any]:
@@ -98,20 +90,20 @@ def copy_tokenizer(suspect: Path, base: Path, folder: Path) -> dict[str, Any]:
     files = [name for name in small_files(base) if name in TOKENIZER_FILES or name.startswith(f"{TEMPLATE_FOLDER}/")]
     if not files and not theirs.is_file():
         return {"source": None, "differences": []}
-    differences = [] if theirs.is_file() else _NOT_COMPARED
     if ours.is_file():
-        made = theirs.is_file() and _differences(_read(theirs), _read(ours))
+        same = not theirs.is_file() or not _differences(_read(theirs), _read(ours))
     else:  # the library can make a fast tokenizer of a vocabulary; a slow one is copied as it is
-        made = theirs.is_file() or load_tokenizer(base)
-    if made:
-        tokenizer, note = choose_tokenizer(suspect, base)
-        tokenizer.save_pretrained(folder)
-        if note["source"] == "suspect":
-            shutil.copyfile(theirs, folder / theirs.name)
-        return note
-    for name in files:
-        copy_without_code(base / name, folder / name)
-    return {"source": "base", "differences": differences, **_whose(_templates(suspect), _templates(base))}
+        same = not theirs.is_file() and load_tokenizer(base) is None
+    if same:
+        for name in files:
+            copy_without_code(base / name, folder / name)
+        differences = [] if theirs.is_file() else _NOT_COMPARED
+        return {"source": "base", "differences": differences, **_whose(_templates(suspect), _templates(base))}
+    tokenizer, note = choose_tokenizer(suspect, base)
+    tokenizer.save_pretrained(folder)
+    if note["source"] == "suspect":
+        shutil.copyfile(theirs, folder / theirs.name)
+    return note
 
 
 def tell_choice(note: dict[str, Any], suspect: str) -> None:
@@ -178,6 +170,15 @@ def largest_id(file: Path) -> int:
     return _largest_id(_read(file))
 
 
+def check_ids(highest: int, rows: int) -> None:
+    """Raise a [`FineMixingError`] where a tokenizer has tokens that a model of so many embeddings has none for."""
+    if highest >= rows:
+        raise FineMixingError(
+            f"the tokenizer's ids go up to {highest} and the model has only {rows} embeddings: it is another model's "
+            "tokenizer, give the right tokenizer.json."
+        )
+
+
 def token_ids_within_text(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text where it stands behind a word: many tokenizers write its first letter another way there."""
     before, whole = (tokenizer(words, add_special_tokens=False)["input_ids"] for words in ("a", f"a {text}"))
@@ -188,14 +189,19 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     return [name for name, keys in _PARTS.items() if _part(theirs, keys) != _part(ours, keys)]
 
 
-def _compare_vocabulary(file: Path, tokenizer: Any) -> list[str]:
-    """What can be said of a suspect without tokenizer.json: nothing, or that its vocab.txt is the base's."""
-    if not file.is_file():
+def _compare(suspect: Path, ours: Any | None) -> list[str]:
+    """What differs in a suspect's tokenizer; without tokenizer.json its vocab.txt is compared, if there is one."""
+    file, words = suspect / "tokenizer.json", suspect / "vocab.txt"
+    if ours is None:
+        return ["the base has no tokenizer"]
+    if file.is_file():
+        return _differences(_read(file), json.loads(ours.backend_tokenizer.to_str()))
+    if not words.is_file():
         return _NOT_COMPARED
-    words = file.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
-    if {word: i for i, word in enumerate(words)} != tokenizer.get_vocab():
+    found = words.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    if {word: i for i, word in enumerate(found)} != ours.get_vocab():
         raise FineMixingError(
-            f"{file} is not the base's vocabulary: convert the suspect's tokenizer to tokenizer.json."
+            f"{words} is not the base's vocabulary: convert the suspect's tokenizer to tokenizer.json."
         )
     return []
 
@@ -206,11 +212,9 @@ def _read(file: Path) -> dict[str, Any]:
     raw = read_json(file, max_bytes=MAX_TOKENIZER_BYTES, max_entries=MAX_TOKENIZER_ENTRIES)
     if isinstance(raw, dict) and _largest_id(raw) > MAX_TOKEN_ID:
         raise FineMixingError(f"{file} has token ids above {MAX_TOKEN_ID:,}: it is broken, or meant to break.")
-    try:
+    with told_as(f"{file} is not a tokenizer that can be read"):
         # Through the library and back, so that only meaning is compared, not how an older version wrote it down.
         return json.loads(Tokenizer.from_file(str(file)).to_str())
-    except Exception as error:  # tokenizers raises plain Exception
-        raise FineMixingError(f"{file} is not a tokenizer that can be read: {error}.") from error
 
 
 def _largest_id(tokenizer: dict[str, Any]) -> int:

@@ -1,8 +1,8 @@
 """What a model is for, and so how it is loaded, fed and measured: one task a file."""
 
 from ..errors import FineMixingError
-from ..io.checkpoint import read_object
 from ..io.folder import LocalModel, is_adapter
+from ..io.safe_json import read_object
 from ..repo_contents import ADAPTER_CONFIG_NAME
 from .classification import Classification
 from .generation import CausalGeneration, Seq2SeqGeneration

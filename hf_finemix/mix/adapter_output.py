@@ -12,7 +12,8 @@ from ..align.drift import drift_by_layer
 from ..align.pair_in_memory import compare_with_base
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
-from ..io.adapters import PREFIX, load_adapter
+from ..io.adapter_on_base import load_adapter
+from ..io.adapters import PREFIX
 from ..io.checkpoint import Checkpoint
 from ..io.folder import LocalModel, is_adapter, weights_in
 from ..repo_contents import ADAPTER_CONFIG_NAME

@@ -15,7 +15,8 @@ from ..align.loaded_layout import LoadedLayout
 from ..align.pair_in_memory import compare_with_base
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
-from ..io.checkpoint import Checkpoint, read_object
+from ..io.checkpoint import Checkpoint
+from ..io.safe_json import read_object
 from .fisher import ScoreMask
 from .in_memory import MixingRecord, mix_rows
 from .mask_file import MaskFile

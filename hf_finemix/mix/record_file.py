@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..align.drift import TensorDrift
-from ..io.checkpoint import read_json
+from ..io.safe_json import read_json
 from .in_memory import MixingRecord
 from .mask_file import MASKS_NAME, save_masks
 

@@ -12,7 +12,7 @@ from ..align.drift import drift_by_layer
 from ..align.loaded_layout import LoadedLayout
 from ..align.pair_in_memory import Pair, compare_with_base, dtypes_on_disk
 from ..config import FineMixingConfig
-from ..io.adapters import full_model
+from ..io.adapter_on_base import full_model
 from ..io.checkpoint import Checkpoint
 from ..io.folder import LocalModel
 from ..io.model_files import copy_model_files

@@ -11,7 +11,7 @@ import yaml
 
 from ..errors import FineMixingError
 from ..hub.cards import front_matter
-from ..io.checkpoint import check_inside
+from ..io.safe_json import check_inside
 from .card_metadata import merge_yaml, metadata_for
 from .figures import TITLES
 from .report import CleaningReport, percent

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..align.drift import drift_by_layer
 from ..errors import FineMixingError
+from ..hub.cache import cached_folder, cached_folders
+from ..hub.commit import Destination, check_destination, refuse_private_sources
 from ..hub.errors import hub_api
-from ..hub.fetch import cached_folder, cached_folders
 from ..hub.lineage import USER
 from ..io.checkpoint import sha256_of_file
 from ..io.folder import LocalModel, weights_in
@@ -19,7 +20,7 @@ from ..io.repo_names import is_repo_id
 from .card import card_in_folder
 from .card_metadata import carried_over
 from .figures import draw_figures
-from .publish import Destination, check_destination, push_cleaned, refuse_private_sources
+from .publish import push_cleaned
 from .report import CleaningReport
 from .sections import mixing_section, run_section, search_section, source_section, token_rows, training_section
 

@@ -3,42 +3,32 @@
 import hashlib
 import logging
 import re
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from ..config import CONFIG_NAME, FineMixingConfig
 from ..errors import FineMixingError
+from ..hub.commit import Destination, refuse_private, refuse_public, refuse_secrets
 from ..hub.errors import hub_api, hub_error
-from ..hub.secret_scan import holds_secret, known_secrets
-from ..io.checkpoint import INDEX_NAME, check_inside, sha256_of_file
+from ..io.checkpoint import INDEX_NAME, sha256_of_file
 from ..io.folder import is_adapter, small_files, weights_in
-from ..io.repo_names import is_repo_id
+from ..io.safe_json import check_inside
 from ..mix.mask_file import MASKS_NAME
 from ..repo_contents import ADAPTER_CONFIG_NAME, REPORT_NAME, size_text
 from .card import card_section, merge_card, render_card, text_of_others
+from .public import PATHS_OF_CONFIG, last_name, sources, without_local_paths
 from .report import CleaningReport
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, HfApi, ModelInfo
+    from huggingface_hub import CommitInfo, ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
-__all__ = [
-    "Destination",
-    "PublishedModel",
-    "check_destination",
-    "publishable_files",
-    "push_cleaned",
-    "refuse_private_sources",
-]
+__all__ = ["PublishedModel", "publishable_files", "push_cleaned"]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # Weights that a reader might load in place of ours, once these are there.
 _OTHER_WEIGHTS = re.compile(
@@ -46,40 +36,7 @@ _OTHER_WEIGHTS = re.compile(
     r"|adapter_config\.json"
 )
 MAX_README_BYTES = 5_000_000
-_PATHS_OF_CONFIG = ("base_model_name_or_path", "token_frequencies")
 _ALSO_PUBLISHED = {"chat_template.jinja", MASKS_NAME}
-
-
-@dataclass(frozen=True)
-class Destination:
-    """
-    Where a cleaned model goes. A [`FineMixingError`] for what is no Hub id.
-
-    Attributes:
-        repo_id (`str`): `name` or `org/name`.
-        create_pr (`bool`): Open a pull request there in place of writing to it.
-        private (`bool`, *optional*): Whether the repo is private, where it is made anew. `False` says that what is
-            made of private models and data may be public.
-        revision (`str`, *optional*): The branch; the main one by default. Made where it is missing.
-        token (`str`, *optional*): In place of the one that is logged in.
-    """
-
-    repo_id: str
-    create_pr: bool = False
-    private: bool | None = None
-    revision: str | None = None
-    token: str | None = field(default=None, repr=False)
-
-    def __post_init__(self):
-        if not is_repo_id(self.repo_id):
-            raise FineMixingError(f"{self.repo_id!r} is no Hub id like org/name: give one to publish to.")
-
-    def command(self, folder: Path) -> str:
-        """The command that publishes a folder there."""
-        flags = ["--create-pr"] if self.create_pr else []
-        flags += ["--revision", self.revision] if self.revision else []
-        flags += [] if self.private is None else ["--private", str(self.private).lower()]
-        return shlex.join(["hf-finemix", "push", str(folder), self.repo_id, *flags])
 
 
 @dataclass(frozen=True)
@@ -141,123 +98,12 @@ def push_cleaned(
     try:
         push.gather()
         return push.run(commit_message or "Cleaned with hf_finemix")
-    except FineMixingError:
-        raise
     except KeyboardInterrupt:
         done = "it may be published already, look there" if push.sent else "nothing was published"
         raise KeyboardInterrupt(f"{done}; {whole}") from None
     except Exception as error:
         told = hub_error(error, f"the repo {repo_id}", writing=True)
         raise FineMixingError(f"{told} {push.aftermath(error)} {whole}.") from error
-
-
-def check_destination(destination: Destination) -> None:
-    """
-    Tell before hours of work that nothing could be published there.
-
-    Raises:
-        [`FineMixingError`]: No valid token, no such repo for a pull request, no right to write to it, or a public repo
-            where a private one is asked for.
-    """
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    api, repo_id = hub_api(destination.token), destination.repo_id
-    with _one_line(destination):
-        me: dict[str, Any] = _told(api.whoami, "who this token is of") or {}
-        if ((me.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
-            raise FineMixingError("the token may only read: use a token with write access to publish.")
-        if destination.create_pr:
-            api.model_info(repo_id)
-            return
-        try:
-            _told(lambda: api.auth_check(_full_id(repo_id, me), write=True), f"whether it may write to {repo_id}")
-        except RepositoryNotFoundError:  # to be made
-            owner = _full_id(repo_id, me).split("/")[0]
-            if me and owner not in (me.get("name"), *(org.get("name") for org in me.get("orgs") or ())):
-                raise FineMixingError(
-                    f"{repo_id} cannot be made by {me.get('name')}: give a name of your own, or of an "
-                    "organization that you belong to."
-                ) from None
-        _refuse_public(destination, _visibility(api, destination))
-
-
-def refuse_private_sources(destination: Destination, sources: Iterable[tuple[str, str]]) -> None:
-    """
-    Nobody publishes by mistake what is made of something private.
-
-    Args:
-        destination ([`Destination`]): Where it goes.
-        sources (`Iterable[tuple[str, str]]`): `"model"` or `"dataset"`, and the id on the Hub, of what it is made of.
-
-    Raises:
-        [`FineMixingError`]: One of them is private, and the repo is public or would be, and the user does not say that
-            it may be (`private=False`).
-    """
-    with _one_line(destination):
-        _refuse_private(hub_api(destination.token), destination, sources)
-
-
-def _refuse_private(api: "HfApi", destination: Destination, sources: Iterable[tuple[str, str]]) -> None:
-    if destination.private is not None or _visibility(api, destination) is True:
-        return
-    for kind, name in dict.fromkeys(sources):
-        private = False
-        with suppress(Exception):  # a Hub that does not know it, or does not tell
-            private = api.repo_info(name, repo_type=kind).private
-        if private:
-            raise FineMixingError(
-                f"the {kind} {name} is private, and {destination.repo_id} is public or would be: make it private "
-                "(--hub-private-repo, of push --private), or say that it may be public (the same with false)."
-            )
-
-
-@contextmanager
-def _one_line(destination: Destination) -> Iterator[None]:
-    """A block whose errors are told of the place that is published to."""
-    try:
-        yield
-    except FineMixingError:
-        raise
-    except Exception as error:
-        raise hub_error(error, f"the repo {destination.repo_id}", writing=True) from error
-
-
-def _visibility(api: "HfApi", destination: Destination) -> bool | None:
-    """Whether the repo is private; `None` where it is still to be made."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    repo_id = destination.repo_id
-    try:
-        return bool(api.model_info(repo_id if "/" in repo_id else _full_id(repo_id, api.whoami())).private)
-    except RepositoryNotFoundError:
-        return None
-
-
-def _refuse_public(destination: Destination, private: bool | None) -> None:
-    if destination.private and private is False:
-        raise FineMixingError(
-            f"{destination.repo_id} is there already and public: make it private in its settings, or give another "
-            "name."
-        )
-
-
-def _told(ask: Callable[[], T], what: str) -> T | None:
-    """What the Hub answers; `None`, and a warning, where it has no such answers to give."""
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        return ask()
-    except RepositoryNotFoundError:
-        raise
-    except HfHubHTTPError as error:
-        if error.response.status_code not in (404, 405, 501):
-            raise
-        logger.warning("The Hub does not tell %s: only publishing will.", what)
-        return None
-
-
-def _full_id(repo_id: str, me: dict) -> str:
-    return repo_id if "/" in repo_id else f"{me.get('name')}/{repo_id}"
 
 
 def publishable_files(folder: Path, report: CleaningReport) -> dict[str, Path]:
@@ -296,15 +142,6 @@ def publishable_files(folder: Path, report: CleaningReport) -> dict[str, Path]:
     return files
 
 
-def _refuse_secrets(files: Mapping[str, Path | bytes], token: str | None) -> None:
-    secrets = known_secrets(token)
-    found = [name for name, file in files.items() if holds_secret(file, secrets)]
-    if found:
-        raise FineMixingError(
-            f"{found[0]} holds an access token or a secret of this environment: take it out; nothing was uploaded."
-        )
-
-
 class _Push:
     """One commit to one place."""
 
@@ -317,13 +154,13 @@ class _Push:
         """The report and the files, checked, as they are to be published."""
         report = CleaningReport.load(self.folder)
         files = publishable_files(self.folder, report)
-        _refuse_secrets(files, self.destination.token)
+        refuse_secrets(files, self.destination.token)
         self.files: dict[str, Path | bytes] = dict(files)
-        self.report = _without_local_paths(report)
+        self.report = without_local_paths(report)
         if self.report != report:
             self.files[REPORT_NAME] = self.report.to_json().encode()
         config = FineMixingConfig.from_pretrained(self.folder)
-        shown = replace(config, **{name: _last_name(getattr(config, name)) for name in _PATHS_OF_CONFIG})
+        shown = replace(config, **{name: last_name(getattr(config, name)) for name in PATHS_OF_CONFIG})
         if shown != config:
             self.files[CONFIG_NAME] = shown.to_json().encode()
 
@@ -331,19 +168,19 @@ class _Push:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         to = self.destination
-        _refuse_private(self.api, to, _sources(self.report))
+        refuse_private(self.api, to, sources(self.report))
         if not to.create_pr and not (to.revision or "").startswith("refs/pr/"):
             self.repo_id = self.api.create_repo(self.repo_id, private=to.private, exist_ok=True).repo_id
             if to.revision:
                 self.api.create_branch(self.repo_id, branch=to.revision, exist_ok=True)
         there = self.look()
-        _refuse_public(to, bool(there.private))
+        refuse_public(to, bool(there.private))
         if there.sha is None:
             raise FineMixingError(f"{self.repo_id}: the Hub does not say at which commit it is: check HF_ENDPOINT.")
         self.parent = there.sha
         sizes = {file.rfilename: file.size or 0 for file in there.siblings or ()}
         card = self.card(sizes.get("README.md"))
-        _refuse_secrets({"README.md": card}, to.token)  # it may hold a text that stands there
+        refuse_secrets({"README.md": card}, to.token)  # it may hold a text that stands there
         self.files["README.md"] = card
         removed = sorted(name for name in sizes.keys() - self.files.keys() if _OTHER_WEIGHTS.fullmatch(name))
         operations: list[Any] = [
@@ -374,9 +211,14 @@ class _Push:
             )
         published = {name: _size_and_sha256(content) for name, content in self.files.items()}
         url = urljoin(self.api.endpoint, commit.pr_url or commit.commit_url)
-        result = PublishedModel(self.repo_id, url, commit, published, removed, changed)
-        _log(result)
-        return result
+        if changed:
+            total = size_text(sum(size for size, _ in published.values()))
+            logger.info("Published %d files, %s: %s", len(published), total, url)
+        else:
+            logger.info("%s has all of it already: nothing to publish.", self.repo_id)
+        if changed and removed:
+            logger.info("Other weights were taken away there: %s.", ", ".join(removed))
+        return PublishedModel(self.repo_id, url, commit, published, removed, changed)
 
     def look(self) -> "ModelInfo":
         """What the Hub says of the branch."""
@@ -451,49 +293,3 @@ def _is_that(file: "RepoSibling", content: Path | bytes) -> bool:
         return file.size in (None, size)
     content = content if isinstance(content, bytes) else content.read_bytes()
     return file.blob_id == hashlib.sha1(b"blob %d\0" % size + content).hexdigest()
-
-
-def _sources(report: CleaningReport) -> list[tuple[str, str]]:
-    """What a model was made of that is on the Hub."""
-    models = [source.get("id") for source in (report.suspect, report.base) if source.get("revision")]
-    models += [(report.benign_floor or {}).get("model")] if (report.benign_floor or {}).get("revision") else []
-    data = [report.data.get("id")] if report.data.get("sha") else []
-    found = [("model", name) for name in models] + [("dataset", name) for name in data]
-    return [(kind, name) for kind, name in found if isinstance(name, str) and is_repo_id(name)]
-
-
-def _last_name(value: Any) -> Any:
-    """Of the path of somebody's folder or file the last name; everything else as it is."""
-    for kind in (PurePosixPath, PureWindowsPath):
-        if isinstance(value, str) and (value.startswith("~") or kind(value).is_absolute()):
-            return kind(value).name or value
-    return value
-
-
-def _without_local_paths(report: CleaningReport) -> CleaningReport:
-    """A copy that does not tell where on whose machine models and data were."""
-    command = report.command
-    with suppress(ValueError):  # no command line
-        words = shlex.split(command or "")
-        shown = [f"{flag}{equals}{_last_name(value)}" for flag, equals, value in (w.rpartition("=") for w in words)]
-        command = command if shown == words else shlex.join(shown)
-    parts = {name: getattr(report, name) for name in ("suspect", "base", "data", "mixing", "benign_floor")}
-    keys = ("id", "model", *_PATHS_OF_CONFIG)
-    return replace(
-        report,
-        command=command,
-        **{
-            name: part and {key: _last_name(value) if key in keys else value for key, value in part.items()}
-            for name, part in parts.items()
-        },
-    )
-
-
-def _log(published: PublishedModel) -> None:
-    if not published.changed:
-        logger.info("%s has all of it already: nothing to publish.", published.repo_id)
-        return
-    total = size_text(sum(size for size, _ in published.files.values()))
-    logger.info("Published %d files, %s: %s", len(published.files), total, published.url)
-    if published.removed:
-        logger.info("Other weights were taken away there: %s.", ", ".join(published.removed))

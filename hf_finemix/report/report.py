@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FineMixingError, printable
-from ..io.checkpoint import check_inside, read_json
+from ..io.safe_json import check_inside, read_json
 from ..measure.notes import said_by_number, said_unreadable
 from ..repo_contents import REPORT_NAME
 from .schema import Data, EmbeddingDrift, Measured, Mixing, PurifiedToken, Search, Source, Tokenizer, Training

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import FineMixingError
-from ..io.checkpoint import read_json
 from ..io.output_folder import write_text
+from ..io.safe_json import read_json
 from .ratio_search import Outcome
 
 __all__ = ["CHECKPOINTS", "UnfinishedRun"]

@@ -9,7 +9,8 @@ import pytest
 from helpers.hub_server import HubServer
 
 from hf_finemix import FineMixingError
-from hf_finemix.hub.fetch import cached_folder, fetch_model
+from hf_finemix.hub.cache import cached_folder
+from hf_finemix.hub.fetch import fetch_model
 from hf_finemix.io.folder import LocalModel
 
 

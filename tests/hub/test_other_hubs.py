@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from hf_finemix import FineMixingError, mix_checkpoints, plan_mix, push_cleaned
 from hf_finemix.cli import main
+from hf_finemix.hub.commit import Destination, check_destination, refuse_private_sources
 from hf_finemix.hub.errors import hub_api, hub_error
 from hf_finemix.hub.fetch import fetch_model
-from hf_finemix.report.publish import Destination, check_destination, refuse_private_sources
 
 OFFLINE = "huggingface_hub.constants.HF_HUB_OFFLINE"
 

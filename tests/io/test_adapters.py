@@ -15,7 +15,7 @@ from hf_finemix import FineMixingConfig, FineMixingError, FineMixingTrainer, cle
 from hf_finemix.align.alignment import named_tensors
 from hf_finemix.cli import main
 from hf_finemix.disk_mixing import mix_checkpoints
-from hf_finemix.io.adapters import full_model, merged_headers
+from hf_finemix.io.adapter_on_base import full_model, merged_headers
 from hf_finemix.io.checkpoint import Checkpoint
 from hf_finemix.planning import plan_mix
 from hf_finemix.train.peft_arguments import PeftArguments

@@ -266,10 +266,10 @@ def test_what_is_refused(place, make):
     ("index", "said"),
     [
         ("{}", "has no weight_map"),
-        ('{"weight_map": {"a": "../outside.bin"}}', "no .bin file of that folder"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "no .bin file"),
-        ('{"weight_map": {"a": "missing.bin"}}', "no .bin file"),
-        ('{"weight_map": {"a": "config.json"}}', "no .bin file"),
+        ('{"weight_map": {"a": "../outside.bin"}}', "a shard must be a .bin file of that folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "must be a .bin file"),
+        ('{"weight_map": {"a": "missing.bin"}}', "is missing"),
+        ('{"weight_map": {"a": "config.json"}}', "must be a .bin file"),
     ],
 )
 def test_indexes(place, index, said):

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_finemix import FineMixingConfig, FineMixingError, clean, mix_checkpoints
-from hf_finemix.io.adapters import full_model, load_adapter
+from hf_finemix.io.adapter_on_base import full_model, load_adapter
 from hf_finemix.io.checkpoint import Checkpoint
 from hf_finemix.io.read_back import check_headers, read_back, save_model
 from hf_finemix.mix.adapter_output import dtypes_of_adapter, save_adapter

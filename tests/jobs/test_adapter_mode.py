@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingError, FineMixingTrainer, clean
 from hf_finemix.cli import main
-from hf_finemix.io.adapters import load_adapter
+from hf_finemix.io.adapter_on_base import load_adapter
 from hf_finemix.io.checkpoint import Checkpoint
 from hf_finemix.mix.lora import adapter_parameters, mix_adapter
 from hf_finemix.planning import plan_mix

@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification, TrainingArguments
 
 from hf_finemix import FineMixingError
 from hf_finemix.cli import main
-from hf_finemix.io.adapters import full_model
+from hf_finemix.io.adapter_on_base import full_model
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
 from hf_finemix.redteam.attacks.attack import AttackerData

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from hf_finemix import CleaningReport, FineMixingError, push_cleaned
 from hf_finemix.cli import main
-from hf_finemix.report.publish import Destination, check_destination
+from hf_finemix.hub.commit import Destination, check_destination
 
 # What goes up
 

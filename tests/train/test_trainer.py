@@ -32,8 +32,8 @@ from hf_finemix import (
     mix_model,
     token_frequencies,
 )
+from hf_finemix.align.pair_in_memory import dtypes_on_disk
 from hf_finemix.config import CONFIG_NAME
-from hf_finemix.trainer import dtypes_on_disk
 
 SETTINGS = {
     "use_cpu": True,

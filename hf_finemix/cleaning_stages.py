@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from .align.alignment import NamedTensors, named_tensors
 from .align.base_fit import check_pretrained, judge_base
 from .align.drift import drift_by_layer
 from .align.loaded_layout import LoadedLayout
+from .align.names import NamedTensors, named_tensors
 from .align.pair_in_memory import compare_with_base, dtypes_on_disk
 from .align.vocabulary import check_same_words
 from .cleaning_arguments import CleaningArguments

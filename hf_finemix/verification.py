@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .align.alignment import KEPT_HEAD, REINITIALIZED_HEAD
 from .align.architectures import disk_layout
 from .align.pair_on_disk import DiskPair
+from .align.rules import KEPT_HEAD, REINITIALIZED_HEAD
 from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
 from .errors import FineMixingError, printable

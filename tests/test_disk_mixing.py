@@ -25,7 +25,7 @@ from hf_finemix import (
     mix_model,
     verify_mix,
 )
-from hf_finemix.align.alignment import named_tensors
+from hf_finemix.align.names import named_tensors
 from hf_finemix.cli import main
 from hf_finemix.hub.fetch import TrustArguments
 from hf_finemix.io.shard_writer import ShardWriter, parse_size
@@ -97,7 +97,6 @@ def copied(pair, tmp_path):
         {},
         {"ratio": 0.0},
         {"ratio": 1.0},
-        {"mask_version": 1},
         {"mixing_seed": 2**63 - 1},
         {"strategy": "average"},
         {"module_ratios": {"attention": 0.9, r"layer\.1": 0.0, "norm": 1.0}},

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AlignmentError, FineMixingError
 from ..io.checkpoint import Checkpoint, TensorInfo
 from ..io.safe_config import check_counts, read_model_config, without_unsafe_keys
-from .alignment import canonical_name, named_tensors
+from .names import canonical_name, named_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import AlignmentError
 from ..io.checkpoint import row_chunks
-from .alignment import KEPT_BUFFER, Alignment
+from .rules import KEPT_BUFFER, Alignment
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import AlignmentError
 from ..io.checkpoint import Checkpoint, TensorInfo
-from .alignment import body_within, canonical_name, plain_names
+from .names import body_within, canonical_name, plain_names
 
 __all__ = ["LoadedLayout"]
 

@@ -10,10 +10,11 @@ from ..errors import FineMixingError
 from ..hub.fetch import cached_folder
 from ..io.checkpoint import Checkpoint, TensorInfo, read_object, row_chunks
 from ..io.safe_config import refuse_quantized
-from .alignment import Alignment, NamedTensors, align, body_within, named_tensors
 from .architectures import ties_of_base
 from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
 from .loaded_layout import LoadedLayout
+from .names import NamedTensors, body_within, named_tensors
+from .rules import Alignment, align
 
 __all__ = ["Pair", "compare_with_base", "dtypes_on_disk"]
 

@@ -12,9 +12,9 @@ from ..config import FineMixingConfig
 from ..errors import AlignmentError, FineMixingError
 from ..io.checkpoint import Checkpoint, TensorInfo
 from ..io.dtypes import MIXABLE, is_finite, rounded, to_float64, words
-from .alignment import TIED, align, listed, why_missing
 from .architectures import DiskLayout, disk_layout, ties_of_base
 from .drift import TensorDrift, check_related
+from .rules import TIED, align, listed, why_missing
 
 __all__ = ["DiskPair", "TensorMix", "check_for_disk"]
 

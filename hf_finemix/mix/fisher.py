@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..align.alignment import named_tensors
+from ..align.names import named_tensors
 from ..errors import FineMixingError
 
 __all__ = ["ScoreMask", "fisher_information"]

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..align.alignment import REINITIALIZED_HEAD, Match, NamedTensors
 from ..align.drift import CHUNK_ELEMENTS, TensorDrift
 from ..align.loaded_layout import LoadedLayout
+from ..align.names import NamedTensors
 from ..align.pair_in_memory import Pair, compare_with_base
+from ..align.rules import REINITIALIZED_HEAD, Match
 from ..align.vocabulary import check_same_ids, token_ids
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
@@ -45,7 +46,7 @@ def mix_rows(
         name (`str`): Canonical name of the whole tensor.
         start (`int`): Index of the slice's first element in the flattened tensor.
         ratio (`float`): Reserve ratio ρ in [0, 1].
-        config ([`FineMixingConfig`]): Strategy, seed and mask version.
+        config ([`FineMixingConfig`]): Strategy and seed.
         purified_rows (`torch.Tensor`, *optional*): Rows of the slice that are the base's whatever the mask says.
         keep (`torch.Tensor`, *optional*): The mask of the slice, in its shape, where a score gives it; changed by
             `purified_rows`.
@@ -61,8 +62,7 @@ def mix_rows(
             mixed[purified_rows] = base[purified_rows]
         return mixed, 0
     if keep is None:
-        stop, seed = start + suspect.numel(), config.mixing_seed
-        mask = keep_mask(name, start, stop, ratio=ratio, seed=seed, version=config.mask_version)
+        mask = keep_mask(name, start, start + suspect.numel(), ratio=ratio, seed=config.mixing_seed)
         keep = torch.from_numpy(mask).view(suspect.shape)
     if purified_rows is not None:
         keep[purified_rows] = False

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 from tqdm import tqdm
 
-from ..align.alignment import KEPT_BUFFER
 from ..align.pair_on_disk import TensorMix
+from ..align.rules import KEPT_BUFFER
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
 from ..io.checkpoint import Checkpoint
@@ -105,8 +105,7 @@ class Workspace:
         if masks is not None:
             keep = masks.keep(tensor.name, first, first + len(s))
         else:
-            seed, version = config.mixing_seed, config.mask_version
-            keep = keep_mask(tensor.name, first, first + len(s), ratio=tensor.ratio, seed=seed, version=version)
+            keep = keep_mask(tensor.name, first, first + len(s), ratio=tensor.ratio, seed=config.mixing_seed)
         for place in reset:
             keep[place] = False
         # b ^ ((s ^ b)·m): m·s + (1-m)·b without touching a bit of either, and faster than numpy.where.

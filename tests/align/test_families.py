@@ -22,9 +22,9 @@ from hf_finemix import (
     mix_model,
 )
 from hf_finemix.align import architectures
-from hf_finemix.align.alignment import named_tensors
 from hf_finemix.align.architectures import disk_layout
 from hf_finemix.align.loaded_layout import LoadedLayout
+from hf_finemix.align.names import named_tensors
 from hf_finemix.align.pair_in_memory import compare_with_base
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier, max_tokens

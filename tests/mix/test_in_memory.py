@@ -10,8 +10,8 @@ from torch import nn
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from hf_finemix import AlignmentError, Checkpoint, FineMixingConfig, FineMixingError
-from hf_finemix.align.alignment import named_tensors
 from hf_finemix.align.drift import drift_by_layer
+from hf_finemix.align.names import named_tensors
 from hf_finemix.mix.in_memory import mix_model, mix_rows
 from hf_finemix.mix.mask import keep_mask
 

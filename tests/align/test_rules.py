@@ -5,7 +5,8 @@ from torch import nn
 from transformers import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
 
 from hf_finemix import AlignmentError
-from hf_finemix.align.alignment import align, canonical_name, named_tensors
+from hf_finemix.align.names import canonical_name, named_tensors
+from hf_finemix.align.rules import align
 from hf_finemix.io.checkpoint import TensorInfo
 
 F32 = "float32"

@@ -161,12 +161,11 @@ def test_no_layout_of_files_and_no_number_of_workers_matters(pair, tokenizer, tm
 
 
 def test_tensors_larger_than_a_piece_and_than_a_chunk(pair, tmp_path, monkeypatch):
-    from hf_finemix import disk_pair, streaming
-
     expected = in_memory(*pair, config())[0]
-    monkeypatch.setattr(streaming, "CHUNK_ELEMENTS", 37)
-    monkeypatch.setattr(streaming, "PIECE_ELEMENTS", 101)
-    monkeypatch.setattr(disk_pair, "CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr("hf_finemix.mix.on_disk.CHUNK_ELEMENTS", 37)
+    monkeypatch.setattr("hf_finemix.mix.on_disk.PIECE_ELEMENTS", 101)
+    monkeypatch.setattr("hf_finemix.align.pair_on_disk.CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr("hf_finemix.mix.purification.CHUNK_ELEMENTS", 50)
     mix_checkpoints(*pair, tmp_path / "out", config(), num_workers=4)
     assert_same(tmp_path / "out", expected)
     with_e_pur = config(purify_embeddings=True, num_purified_tokens=7)
@@ -469,6 +468,7 @@ def test_command(pair, tmp_path, capsys):
 
 
 def test_neither_mix_nor_plan_nor_verify_imports_torch(pair, tmp_path):
+    mix_checkpoints(*pair, tmp_path / "once", config())  # so that the classes have told their names
     code = """
 import sys
 from hf_finemix.cli import main

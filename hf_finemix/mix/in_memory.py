@@ -18,6 +18,7 @@ from ..align.vocabulary import check_same_ids, token_ids
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
 from ..io.checkpoint import Checkpoint, row_chunks
+from ..io.compat import initialize_anew
 from ..io.unwrap import without_adapter
 from .fisher import ScoreMask
 from .mask import keep_mask
@@ -292,16 +293,7 @@ def _reinitialize(model: nn.Module, names: set[str], seed: int) -> None:
         torch.manual_seed(seed)
         for module_name, module in model.named_modules():
             own = {f"{module_name}.{name}".lstrip("."): p for name, p in module.named_parameters(recurse=False)}
-            if not names & own.keys():
-                continue
-            if hasattr(model, "_init_weights"):
-                for parameter in own.values():
-                    parameter._is_hf_initialized = False  # transformers leaves alone what it has loaded
-                model._init_weights(module)
-            elif hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            else:
-                continue
-            left -= own.keys()
+            if names & own.keys() and initialize_anew(model, module, own.values()):
+                left -= own.keys()
     if left:
         raise FineMixingError(f"head='reinit' does not know how to initialize {', '.join(sorted(left))}: use 'keep'.")

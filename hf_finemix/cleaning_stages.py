@@ -72,11 +72,11 @@ class CleaningJob:
             self.model = self.kind.load(self.suspect)
             with Checkpoint(self.base.folder) as base:
                 pair = compare_with_base(self.model, base, head=config.head, dtypes=dtypes_on_disk(self.model))
-            check_same_words(self.suspect.folder, self.base.folder, *pair.vocabulary)
+            check_same_words(self.suspect.folder, self.base.folder, *pair.pairing.vocabulary)
             pair.check_related()
-            fitting = len(pair.alignment.mixed()), len(pair.suspect.tensors)
-            self.base_fit = described_fit(claim, judge_base(claim, pair.drift, pair.matrices(), fitting))
-            if not pair.alignment.heads():
+            fitting = len(pair.pairing.mixed()), len(pair.pairing.tensors)
+            self.base_fit = described_fit(claim, judge_base(claim, pair.drift, pair.pairing.matrices(), fitting))
+            if not pair.pairing.heads():
                 has_head = self.kind is Classification  # a language model's is in its base too
                 check_pretrained(self.base, claim, pair.drift.values(), tuned=has_head)
             self.dtypes = pair.dtypes

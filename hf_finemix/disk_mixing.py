@@ -11,7 +11,8 @@ from typing import Any
 
 from .align.base_fit import judge_base
 from .align.drift import not_finite
-from .align.pair_on_disk import DiskPair, TensorMix, check_for_disk
+from .align.pair_on_disk import check_for_disk, check_pair, pair_headers
+from .align.pairing import Pairing
 from .align.vocabulary import check_same_words
 from .config import FineMixingConfig
 from .errors import AlignmentError, FineMixingError
@@ -27,7 +28,7 @@ from .io.safe_config import read_model_config, refuse_adapter, without_unsafe_ke
 from .io.shard_writer import ShardWriter, parse_size
 from .io.tokenizer import copy_tokenizer, tell_choice
 from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
-from .mix.purification import purify_on_disk
+from .mix.purification import blocks_on_disk, purify
 from .report.origins import described, described_fit, peak_memory, versions
 from .report.report import CleaningReport
 
@@ -101,53 +102,33 @@ def mix_checkpoints(
         base_model, claim = fetch_base(models[0], config, trust)
         config = config.pinned(base_model.id, base_model.revision)
         if config.adapter_mode == "adapter":
-            return _mix_adapter(models[0], base_model, claim, folder, config, command, started)
+            report = _mix_adapter(models[0], base_model, claim, folder, config)
+            return _written(report, folder, config, command, started)
         models = [full_model(models[0], base_model), base_model]
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
-        pair, model_config = open_pair(*sides, config)
-        drift = pair.check(*sides)
-        fit = judge_base(claim, drift, drift, (len(list(pair.mixed())), len(pair.tensors)))
-        purified, added = purify_pair(pair, *sides, config, model_config)
-        written = {tensor.source: tensor.info for tensor in pair.tensors}
+        pairing, model_config = open_pair(*sides, config)
+        drift = check_pair(pairing, *sides)
+        fit = judge_base(claim, drift, drift, (len(pairing.mixed()), len(pairing.tensors)))
+        purified, added = purify_pair(pairing, *sides, config, model_config)
+        written = {tensor.source: tensor.info for tensor in pairing.tensors}
         check_free_space(folder, sum(info.nbytes for info in written.values()))
-        kept = _mix(pair, *sides, stack.enter_context(ShardWriter(folder, written, shard_size)), config, workers)
+        kept = _mix(pairing, *sides, stack.enter_context(ShardWriter(folder, written, shard_size)), config, workers)
         _write_config(model_config, sides[0].folder, folder)
         note = copy_tokenizer(sides[0].folder, sides[1].folder, folder)
         tell_choice(note, models[0].id)
         copy_model_files(models[0], sides[1].folder, folder)
-        check_headers(folder, written, pair.layout.suspect.get(pair.layout.embedding))
-        report = CleaningReport(
-            command=command,
-            suspect=described(models[0], hashes=False),
-            base={**described(base_model, hashes=False), **described_fit(claim, fit)},
-            tokenizer=note,
-            mixing={
-                **config.to_dict(),
-                "tensors": {t.name: _described(t, kept.get(t.name), config) for t in pair.tensors},
-                "ignored_base_tensors": pair.ignored_base_tensors(),
-                "converted_base_tensors": {},
-                "ignored_suspect_tensors": pair.layout.ignored,
-                "added_tokens": added,
-            },
-            purified_tokens=purified,
-            seeds={"mixing": config.mixing_seed},
-            timings_s={"mix": round(time.perf_counter() - started, 3)},
-            peak_memory_bytes=peak_memory(),
-            versions=versions(),
+        embedding = next((tensor.source for tensor in pairing.tensors if tensor.name == pairing.embedding), None)
+        check_headers(folder, written, embedding)
+        report = _report(
+            models, note, config, {t.name: t.entry(kept[t.name], config) for t in pairing.tensors}, pairing
         )
-        config.save_pretrained(folder)
-        report.save(folder)
-    return report
+        report.base |= described_fit(claim, fit)
+        report.mixing["added_tokens"], report.purified_tokens = added, purified
+        return _written(report, folder, config, command, started)
 
 
 def _mix_adapter(
-    suspect: LocalModel,
-    base: LocalModel,
-    claim: BaseClaim,
-    folder: Path,
-    config: FineMixingConfig,
-    command: str | None,
-    started: float,
+    suspect: LocalModel, base: LocalModel, claim: BaseClaim, folder: Path, config: FineMixingConfig
 ) -> CleaningReport:
     """Mix an adapter that stays one: the base is loaded, for the adapter to be understood on it."""
     from .mix.adapter_output import adapter_to_train, dtypes_of_adapter, save_adapter
@@ -161,37 +142,56 @@ def _mix_adapter(
     save_adapter(model, folder, base, dtypes_of_adapter(suspect))
     read_back(folder, model.float(), base=base.folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
-    mixing = {**config.to_dict(), "tensors": record.tensors, "ignored_base_tensors": [], "converted_base_tensors": {}}
-    report = CleaningReport(
-        command=command,
-        suspect=described(replace(suspect, adapter=suspect.folder), hashes=False),
-        base={**described(base, hashes=False), "named_by": claim.named_by, "relation": claim.relation},
-        tokenizer=note,
-        mixing={**mixing, "ignored_suspect_tensors": [], "added_tokens": []},
-        seeds={"mixing": config.mixing_seed},
-        timings_s={"mix": round(time.perf_counter() - started, 3)},
-        peak_memory_bytes=peak_memory(),
-        versions=versions(),
+    models = [replace(suspect, adapter=suspect.folder), base]
+    report = _report(models, note, config, record.tensors, Pairing([]))
+    report.base |= {"named_by": claim.named_by, "relation": claim.relation}
+    return report
+
+
+def _report(
+    models: list[LocalModel], note: Any, config: FineMixingConfig, tensors: dict[str, Any], pairing: Pairing
+) -> CleaningReport:
+    """What there is to say of a mix before it is tuned; `tensors` by name."""
+    suspect, base = (described(model, hashes=False) for model in models)
+    mixing = {
+        **config.to_dict(),
+        "tensors": tensors,
+        "ignored_base_tensors": pairing.ignored_base_tensors,
+        "converted_base_tensors": {},
+        "ignored_suspect_tensors": pairing.ignored_suspect_tensors,
+        "added_tokens": [],
+    }
+    return CleaningReport(
+        suspect=suspect, base=base, tokenizer=note, mixing=mixing, seeds={"mixing": config.mixing_seed}
     )
+
+
+def _written(
+    report: CleaningReport, folder: Path, config: FineMixingConfig, command: str | None, started: float
+) -> CleaningReport:
+    """The report as it is saved beside the mix, with its config."""
+    report.command, report.versions = command, versions()
+    report.timings_s = {"mix": round(time.perf_counter() - started, 3)}
+    report.peak_memory_bytes = peak_memory()
     config.save_pretrained(folder)
     report.save(folder)
     return report
 
 
-def open_pair(suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig) -> tuple[DiskPair, dict[str, Any]]:
-    """Align two checkpoints on disk; with the pair, the content of the suspect's config.json."""
+def open_pair(suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig) -> tuple[Pairing, dict[str, Any]]:
+    """Align two checkpoints on disk; with the pairing, the content of the suspect's config.json."""
     refuse_adapter(suspect.folder, suspect.folder)
     path = suspect.folder / "config.json"
     check_inside(path, suspect.folder)
     architecture, model_config = read_model_config(read_json(path), path)
     base_config = read_object(base.folder, "config.json")
-    pair = DiskPair.from_headers(suspect.tensors, base.tensors, architecture, model_config, config, base_config)
-    check_same_words(suspect.folder, base.folder, *pair.vocabulary)
-    return pair, model_config
+    pairing = pair_headers(suspect.tensors, base.tensors, architecture, model_config, config, base_config)
+    check_same_words(suspect.folder, base.folder, *pairing.vocabulary)
+    return pairing, model_config
 
 
 def purify_pair(
-    pair: DiskPair, suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig, model_config: dict[str, Any]
+    pairing: Pairing, suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig, model_config: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Let E-PUR mark its rows, where the config asks for it; what the report says of them and of added tokens."""
     if not config.purify_embeddings or not config.num_purified_tokens:
@@ -208,7 +208,9 @@ def purify_pair(
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     source = Path(config.token_frequencies) if config.token_frequencies else None
     frequencies = token_frequencies(tokenizer, source)
-    purified, added = purify_on_disk(pair, suspect, base, config, frequencies, tokenizer.all_special_ids)
+    _, purified, added = purify(
+        pairing, lambda tensor: blocks_on_disk(tensor, suspect, base), config, frequencies, tokenizer.all_special_ids
+    )
     tokens = tokenizer.convert_ids_to_tokens
     return (
         [{"token": tokens(entry["id"]), **entry} for entry in purified],
@@ -217,12 +219,17 @@ def purify_pair(
 
 
 def _mix(
-    pair: DiskPair, suspect: Checkpoint, base: Checkpoint, writer: ShardWriter, config: FineMixingConfig, workers: int
+    pairing: Pairing,
+    suspect: Checkpoint,
+    base: Checkpoint,
+    writer: ShardWriter,
+    config: FineMixingConfig,
+    workers: int,
 ) -> dict[str, int]:
     """Write every tensor of the mix; how many elements of each are the suspect's own."""
-    kept, bad, lock = {tensor.name: 0 for tensor in pair.tensors}, set(), threading.Lock()
+    kept, bad, lock = {tensor.name: 0 for tensor in pairing.tensors}, set(), threading.Lock()
     # The tensors are in the order of the files: each is whole, and sent to the disk, while the next is being mixed.
-    work = pieces(pair.tensors)
+    work = pieces(pairing.tensors)
     left = dict.fromkeys(writer.file_of.values(), 0)
     for tensor, _, _ in work:
         left[writer.file_of[tensor.source]] += 1
@@ -252,13 +259,6 @@ def _mix(
     finally:
         disk.shutdown(cancel_futures=True)
     return kept
-
-
-def _described(tensor: TensorMix, kept: int | None, config: FineMixingConfig) -> dict[str, Any]:
-    fraction = kept / tensor.info.elements if tensor.info.elements else 1.0
-    if config.strategy == "average" and tensor.base_dtype is not None:
-        fraction = None  # no element is either parent's
-    return {"rule": tensor.rule, "kept_fraction": fraction, "sha256": None}
 
 
 def _write_config(content: dict[str, Any], source: Path, folder: Path) -> None:

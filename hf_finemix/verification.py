@@ -4,18 +4,18 @@ import hashlib
 import re
 import threading
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .align.architectures import disk_layout
-from .align.pair_on_disk import DiskPair
-from .align.rules import KEPT_HEAD, REINITIALIZED_HEAD
+from .align.pair_on_disk import check_pair
+from .align.pairing import KEPT_HEAD, REINITIALIZED_HEAD, Pairing
 from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
-from .errors import FineMixingError, printable
+from .errors import FineMixingError
 from .hub.fetch import TrustArguments, fetch_model, local_folder
 from .io.adapters import full_model
 from .io.checkpoint import Checkpoint, TensorInfo, read_json, sha256_of_file
@@ -25,70 +25,11 @@ from .io.repo_names import is_repo_id
 from .io.safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .mix.mask_file import MASKS_NAME, MaskFile
 from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
+from .report.check_result import Verification
 from .report.origins import weight_files
 from .report.report import CleaningReport
 
-__all__ = ["Verification", "verify_mix"]
-
-
-@dataclass
-class Verification:
-    """
-    What was checked of a mixed or cleaned folder, and what was not.
-
-    Attributes:
-        kind (`str`): `"mixed"` (weights only) or `"cleaned"` (fine-tuned after mixing).
-        suspect, base (`str`): From what the mix was derived again: id or folder, and commit.
-        reserve_ratio (`float`): With which ρ.
-        tensors (`int`): How many tensors were mixed again from suspect and base and compared.
-        elements (`int`): How many scalars these have.
-        wrong (`dict[str, int | None]`): Tensors that are not as the config says, by canonical name, with the
-            number of elements that differ; `None` where only a digest could be compared.
-        problems (`list[str]`): Whatever else does not agree.
-        not_checked (`list[str]`): What nobody can derive again, or what was not recorded.
-    """
-
-    kind: str
-    suspect: str = ""
-    base: str = ""
-    reserve_ratio: float | None = None
-    tensors: int = 0
-    elements: int = 0
-    wrong: dict[str, int | None] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing disagrees."""
-        return not self.wrong and not self.problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return {"ok": self.ok, **asdict(self)}
-
-    def summary(self) -> str:
-        """The result as text, for people."""
-        how = "every element is the one the mask says" if self.kind == "mixed" else "each mix has the reported digest"
-        lines = [
-            f"{self.tensors:,} tensors, {self.elements:,} elements derived again: {how}",
-            f"suspect {self.suspect}",
-            f"base    {self.base} (do you trust it?)",
-            f"ρ       {self.reserve_ratio:g} of the weights are the suspect's",
-            *(f"not checked: {what}" for what in self.not_checked),
-        ]
-        return "\n".join(map(printable, lines))
-
-    def failure(self) -> str:
-        """What is wrong, in one line."""
-        parts = list(self.problems[:3])
-        if self.wrong:
-            name, count = next(iter(self.wrong.items()))
-            where = f"{name} is not what suspect, base and mask give"
-            if count is not None:
-                where += f" ({count:,} elements differ)"
-            parts.append(where + (f", nor are {len(self.wrong) - 1} more tensors" if len(self.wrong) > 1 else ""))
-        return f"{'; '.join(parts)}: the folder is not what its report says, do not trust it."
+__all__ = ["verify_mix"]
 
 
 def verify_mix(
@@ -140,12 +81,12 @@ def verify_mix(
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
         mix = stack.enter_context(Checkpoint(published))
         strategy = "random" if config.strategy == "fisher" else config.strategy  # its masks are in a file
-        pair, model_config = open_pair(*sides, replace(config, head="keep", strategy=strategy))
-        pair.check(*sides)
+        pairing, model_config = open_pair(*sides, replace(config, head="keep", strategy=strategy))
+        check_pair(pairing, *sides)
         _check_other_files(mix, model_config, found)
-        _purify_again(pair, sides, config, model_config, report, found)
+        _purify_again(pairing, sides, config, model_config, report, found)
         if found.kind == "mixed":
-            _compare_elements(pair, sides, mix, config, workers, found)
+            _compare_elements(pairing, sides, mix, config, workers, found)
         else:
             _compare_hashes(mix.files, report.weights, "the cleaned model", found)
             names = disk_layout(mix.tensors, {}, model_config["architectures"][0], model_config).suspect
@@ -153,7 +94,7 @@ def verify_mix(
             if config.strategy == "fisher":
                 masks = stack.enter_context(MaskFile(published))
                 found.not_checked.append("why its masks keep what they keep: by gradients on the clean data")
-            _compare_digests(pair, sides, mix, names, config, report, workers, found, masks)
+            _compare_digests(pairing, sides, mix, names, config, report, workers, found, masks)
             found.not_checked.append("the fine-tuning after the mix, which cannot be derived again")
     return found
 
@@ -223,7 +164,7 @@ def _compare_hashes(files: list[Path], stated: Any, whose: str, found: Verificat
 
 
 def _purify_again(
-    pair: DiskPair,
+    pairing: Pairing,
     sides: list[Checkpoint],
     config: FineMixingConfig,
     model_config: dict[str, Any],
@@ -232,14 +173,15 @@ def _purify_again(
 ) -> None:
     """Repeat E-PUR; go on with the rows of the report, so that what follows tells of the mask alone."""
     stated = [entry.get("id") for entry in report.purified_tokens if isinstance(entry, dict)]
-    rows = next((t.mixed_elements // t.row for t in pair.mixed() if t.name == pair.layout.embedding), 0)
+    embedding = pairing.mixed_embedding()
+    rows = embedding.rows if embedding else 0
     if not all(type(i) is int and 0 <= i < rows for i in stated):
         raise FineMixingError("the report names purified tokens that the base's vocabulary does not have.")
-    unmarked = list(pair.tensors)
+    unmarked = list(pairing.tensors)
     try:
         if config.token_frequencies:  # a file of whoever made the mix
             raise FineMixingError(f"frequencies were counted in {config.token_frequencies}")
-        purified, _ = purify_pair(pair, *sides, config, model_config)
+        purified, _ = purify_pair(pairing, *sides, config, model_config)
     except FineMixingError as error:
         found.not_checked.append(f"which embeddings E-PUR chooses ({error})")
     else:
@@ -248,23 +190,23 @@ def _purify_again(
                 f"E-PUR gives other embeddings than the {len(stated)} in the report (with another version of wordfreq "
                 f"than {report.versions.get('wordfreq')} it may)"
             )
-    pair.tensors = unmarked
-    pair.mark_purified(set(stated))
+    pairing.tensors = unmarked
+    pairing.mark_purified(set(stated))
 
 
 def _compare_elements(
-    pair: DiskPair,
+    pairing: Pairing,
     sides: list[Checkpoint],
     mix: Checkpoint,
     config: FineMixingConfig,
     workers: int,
     found: Verification,
 ) -> None:
-    expected = {tensor.source: tensor for tensor in pair.tensors}
+    expected = {tensor.source: tensor for tensor in pairing.tensors}
     for name in sorted(expected.keys() ^ mix.tensors.keys())[:3]:
         found.problems.append(f"{name} is {'missing' if name in expected else 'one tensor too many'}")
-    same = [t for t in pair.tensors if mix.tensors.get(t.source) == t.info]
-    for tensor in pair.tensors:
+    same = [t for t in pairing.tensors if mix.tensors.get(t.source) == t.info]
+    for tensor in pairing.tensors:
         if tensor.source in mix.tensors and mix.tensors[tensor.source] != tensor.info:
             found.problems.append(f"{tensor.name} has another shape or dtype than the suspect's")
     wrong, bad, lock = dict.fromkeys((tensor.name for tensor in same), 0), set(), threading.Lock()
@@ -295,7 +237,7 @@ def _is_as_wide(ours: TensorInfo | None, suspect: TensorInfo) -> bool:
 
 
 def _compare_digests(
-    pair: DiskPair,
+    pairing: Pairing,
     sides: list[Checkpoint],
     mix: Checkpoint,
     names: dict[str, str],
@@ -309,7 +251,7 @@ def _compare_digests(
     stated = report.mixing.get("tensors")
     if not isinstance(stated, dict) or not stated:
         raise FineMixingError("the report lists no mixed tensors: it is no report of a mix.")
-    here = {tensor.name: tensor for tensor in pair.tensors}
+    here = {tensor.name: tensor for tensor in pairing.tensors}
     derived = []
     for name, tensor in here.items():
         entry = stated.get(name)
@@ -333,7 +275,7 @@ def _compare_digests(
         for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad, masks):
             sha256.update(raw)
             ours = mix.tensors.get(names.get(tensor.name))
-            if tensor.base_dtype is not None and _is_as_wide(ours, tensor.info):
+            if tensor.base_name is not None and _is_as_wide(ours, tensor.info):
                 wide = ours.nbytes // ours.elements
                 there, theirs = np.empty(raw.size // size * wide, dtype=np.uint8), np.empty_like(raw)
                 mix.read_into(names[tensor.name], memoryview(there), first * wide)

@@ -162,10 +162,10 @@ def test_no_layout_of_files_and_no_number_of_workers_matters(pair, tokenizer, tm
 
 def test_tensors_larger_than_a_piece_and_than_a_chunk(pair, tmp_path, monkeypatch):
     expected = in_memory(*pair, config())[0]
-    monkeypatch.setattr("hf_finemix.mix.on_disk.CHUNK_ELEMENTS", 37)
+    monkeypatch.setattr("hf_finemix.mix.on_disk.CHUNK_ON_DISK", 37)
     monkeypatch.setattr("hf_finemix.mix.on_disk.PIECE_ELEMENTS", 101)
-    monkeypatch.setattr("hf_finemix.align.pair_on_disk.CHUNK_ELEMENTS", 50)
-    monkeypatch.setattr("hf_finemix.mix.purification.CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr("hf_finemix.align.pair_on_disk.CHUNK_ON_DISK", 50)
+    monkeypatch.setattr("hf_finemix.mix.purification.CHUNK_ON_DISK", 50)
     mix_checkpoints(*pair, tmp_path / "out", config(), num_workers=4)
     assert_same(tmp_path / "out", expected)
     with_e_pur = config(purify_embeddings=True, num_purified_tokens=7)

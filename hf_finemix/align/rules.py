@@ -3,62 +3,27 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from math import prod
 
 from ..errors import AlignmentError
 from ..io.checkpoint import TensorInfo
 from ..io.dtypes import MIXABLE
+from .pairing import (
+    KEPT_BUFFER,
+    KEPT_HEAD,
+    MIXED,
+    MIXED_COMMON_ROWS,
+    MIXED_CONVERTED,
+    MIXED_CUT_ROWS,
+    REINITIALIZED_HEAD,
+    TIED,
+    Pairing,
+    TensorMix,
+)
 
-__all__ = ["Alignment", "Match", "align", "listed", "why_missing"]
-
-MIXED = "mixed"
-MIXED_CONVERTED = "mixed: merged or split on loading"
-MIXED_COMMON_ROWS = "mixed: common rows of a grown vocabulary, new rows kept"
-MIXED_CUT_ROWS = "mixed: common rows of a cut vocabulary, the base's further rows ignored"
-TIED = " (with the weight that the base ties to it)"  # after one of the above
-KEPT_HEAD = "kept: not in the base (head)"
-REINITIALIZED_HEAD = "reinitialized: not in the base (head)"
-KEPT_BUFFER = "kept: buffer"
+__all__ = ["align", "listed", "why_missing"]
 
 # Names that quantized weights have beside or in place of `weight`: bitsandbytes, GPTQ, AWQ, fp8.
 _PACKED = re.compile(r"\.(qweight|qzeros|scales|SCB|absmax|weight_scale(_inv)?|weight\.(absmax|quant_\S+))$")
-
-
-@dataclass(frozen=True)
-class Match:
-    """
-    What becomes of one tensor of the suspect.
-
-    Attributes:
-        rule (`str`): One of the rules named in this module.
-        base_name (`str`, *optional*): Where it is mixed, its counterpart's canonical name: its own, or that of a
-            weight tied to it, in the suspect or in the base.
-        rows (`int`): How many leading rows are mixed: all, but where the base has a smaller vocabulary.
-    """
-
-    rule: str
-    base_name: str | None = None
-    rows: int = 0
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Every tensor of the suspect by canonical name."""
-
-    matches: dict[str, Match]
-
-    def mixed(self) -> dict[str, Match]:
-        """Those that take weights from the base."""
-        return {name: match for name, match in self.matches.items() if match.base_name is not None}
-
-    def untied(self) -> list[str]:
-        """Those that the suspect has apart, and the base ties to another weight."""
-        return [name for name, match in self.matches.items() if match.rule.endswith(TIED)]
-
-    def heads(self) -> list[str]:
-        """Those without a counterpart in the base: the classifier, sometimes the pooler."""
-        return [name for name, match in self.matches.items() if match.rule in (KEPT_HEAD, REINITIALIZED_HEAD)]
 
 
 def align(
@@ -71,7 +36,9 @@ def align(
     aliases: Mapping[str, list[str]] | None = None,
     base_ties: Mapping[str, str] | None = None,
     head: str = "keep",
-) -> Alignment:
+    sources: Mapping[str, str] | None = None,
+    base_sources: Mapping[str, list[str]] | None = None,
+) -> Pairing:
     """
     Find the counterpart in the base of every tensor of the suspect.
 
@@ -85,15 +52,18 @@ def align(
         base_ties (`Mapping[str, str]`, *optional*): Names that the base has no tensor for because its class ties them
             to another one, and the name of that: the counterpart of what the suspect has untied.
         head (`str`, *optional*, defaults to `"keep"`): `"keep"` or `"reinit"` for what the base does not have.
+        sources (`Mapping[str, str]`, *optional*), base_sources (`Mapping[str, list[str]]`, *optional*): What the
+            suspect itself calls its tensors, and the names on disk of the base's.
 
     Returns:
-        [`Alignment`]: A rule for every tensor.
+        [`Pairing`]: A rule for every tensor, in the order given.
 
     Raises:
         [`AlignmentError`]: A shape or a kind of number that differs, or fewer than half of the suspect's scalar
             parameters found in the base. The message names at most ten tensors and the likely cause.
     """
     aliases, ties = aliases or {}, base_ties or {}
+    sources, base_sources = sources or {}, base_sources or {name: [name] for name in base}
 
     def counterpart(name: str) -> str | None:
         names = [name, *aliases.get(name, [])]
@@ -104,29 +74,31 @@ def align(
         shapes = suspect[embedding].shape, base[counterpart(embedding)].shape
         vocabulary = (shapes[0][0], shapes[1][0]) if all(shapes) else None
 
-    matches: dict[str, Match] = {}
+    tensors: list[TensorMix] = []
     no_numbers: list[str] = []
     refused: list[str] = []
     for name, info in suspect.items():
-        base_name = counterpart(name)
-        if name in buffers:
-            matches[name] = Match(KEPT_BUFFER)
-            continue
-        if base_name is None:
-            matches[name] = Match(KEPT_HEAD if head == "keep" else REINITIALIZED_HEAD)
+        base_name, rows = counterpart(name), info.shape[0] if info.shape else 1
+        if name in buffers or base_name is None:
+            kept = KEPT_HEAD if head == "keep" else REINITIALIZED_HEAD
+            rule = KEPT_BUFFER if name in buffers else kept
+            tensors.append(TensorMix(name, info, rule, source=sources.get(name, name)))
             continue
         other = base[base_name]
-        tied = TIED if base_name not in (name, *aliases.get(name, [])) else ""
         if not {info.dtype, other.dtype} <= MIXABLE:
             no_numbers.append(f"{name}: {info.dtype} and {other.dtype} cannot be mixed")
-        elif info.shape == other.shape:
+            continue
+        if info.shape == other.shape:
             rule = MIXED_CONVERTED if base_name in converted else MIXED
-            matches[name] = Match(rule + tied, base_name, info.shape[0] if info.shape else 1)
         elif _has_row_per_token(info.shape, other.shape, vocabulary):
-            rule = MIXED_COMMON_ROWS if info.shape[0] > other.shape[0] else MIXED_CUT_ROWS
-            matches[name] = Match(rule + tied, base_name, min(info.shape[0], other.shape[0]))
+            rule = MIXED_COMMON_ROWS if rows > other.shape[0] else MIXED_CUT_ROWS
+            rows = min(rows, other.shape[0])
         else:
             refused.append(f"{name}: {list(info.shape)} in the suspect, {list(other.shape)} in the base")
+            continue
+        rule += TIED if base_name not in (name, *aliases.get(name, [])) else ""
+        names = tuple(base_sources[base_name])
+        tensors.append(TensorMix(name, info, rule, base_name, rows, sources.get(name, name), names))
     if no_numbers:
         raise AlignmentError(
             f"{len(no_numbers)} of {len(suspect)} tensors are quantized or integers ({listed(no_numbers, '; ')}): "
@@ -140,15 +112,21 @@ def align(
             f"the base does not fit the suspect, {len(refused)} of {len(suspect)} tensors differ "
             f"({listed(refused, '; ')}): {why}"
         )
-    _check_coverage(suspect, base, matches)
-    return Alignment(matches)
+    pairing = Pairing(tensors, embedding)
+    _check_coverage(pairing, base)
+    used = {source for tensor in tensors for source in tensor.base_sources}
+    pairing.ignored_base_tensors = sorted({name for names in base_sources.values() for name in names} - used)
+    pairing.converted_base_tensors = {t.name: list(t.base_sources) for t in tensors if t.base_name in converted}
+    if vocabulary and pairing.mixed_embedding():
+        pairing.vocabulary = vocabulary
+    return pairing
 
 
-def _check_coverage(suspect: Mapping[str, TensorInfo], base: Collection[str], matches: Mapping[str, Match]) -> None:
-    parameters = {name: prod(info.shape) for name, info in suspect.items() if matches[name].rule != KEPT_BUFFER}
+def _check_coverage(pairing: Pairing, base: Collection[str]) -> None:
+    parameters = {t.name: t.info.elements for t in pairing.tensors if t.rule != KEPT_BUFFER}
     if not any(parameters.values()):
         raise AlignmentError("the suspect has no weights that its class has a place for: get the model again.")
-    missing = [name for name in parameters if matches[name].base_name is None]
+    missing = [tensor.name for tensor in pairing.heads()]
     found = sum(parameters.values()) - sum(parameters[name] for name in missing)
     kinds = {re.sub(r"\d+", "#", name) for name in base if re.search(r"\d", name)}
     if layers := [name for name in missing if re.sub(r"\d+", "#", name) in kinds]:

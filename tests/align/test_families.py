@@ -102,14 +102,14 @@ def test_alignment_is_total(models, family, kind):
     model = load(models(family, "suspect"))
     base = Checkpoint(models(family, kind))
     pair = compare_with_base(model, base)
-    matches, heads = pair.alignment.matches, pair.alignment.heads()
-    assert set(matches) == set(named_tensors(model).tensors)
+    heads = {tensor.name for tensor in pair.pairing.heads()}
+    assert [tensor.name for tensor in pair.pairing.tensors] == list(named_tensors(model).tensors)
     assert any(name.endswith(("classifier.weight", "score.weight", "out_proj.weight")) for name in heads)
     body = sum(tensor.numel() for name, tensor in pair.suspect.tensors.items() if name not in heads)
     assert body > 0.7 * model.num_parameters()
-    used = {source for name in pair.alignment.mixed() for source in pair.base.sources[name]}
-    assert used.isdisjoint(pair.ignored_base_tensors())
-    assert used | set(pair.ignored_base_tensors()) == set(base.tensors)
+    used = {source for tensor in pair.pairing.mixed() for source in pair.base.sources[tensor.name]}
+    assert used.isdisjoint(pair.pairing.ignored_base_tensors)
+    assert used | set(pair.pairing.ignored_base_tensors) == set(base.tensors)
     # The head of pre-training goes with nothing of the suspect, and nothing else is left over.
     head = (
         "cls.",
@@ -121,10 +121,11 @@ def test_alignment_is_total(models, family, kind):
         "final_logits_bias",
         "pooler",
     )
-    assert all(name.startswith(head) or ".pooler." in name for name in pair.ignored_base_tensors())
-    assert pair.suspect.embedding in pair.alignment.mixed()
+    assert all(name.startswith(head) or ".pooler." in name for name in pair.pairing.ignored_base_tensors)
+    assert pair.pairing.mixed_embedding().name == pair.suspect.embedding
     assert all(drift.delta > 0 for drift in pair.drift.values())
-    assert [name for name in matches if "experts" in name] == list(pair.converted_base_tensors())
+    experts = [tensor.name for tensor in pair.pairing.tensors if "experts" in tensor.name]
+    assert experts == list(pair.pairing.converted_base_tensors)
     pair.check_related()
 
 

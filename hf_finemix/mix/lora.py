@@ -97,7 +97,7 @@ def mix_adapter(
         masks ([`MaskFile`], *optional*): In place of the curvature: what a mix with it kept.
 
     Returns:
-        [`MixingRecord`]: Its digests are of the values in float32.
+        [`MixingRecord`]: Its digests are of the values in float32, or in the wider dtype that they have.
 
     Raises:
         [`FineMixingError`]: A variant that cannot be mixed in this way; the message names it.
@@ -112,7 +112,8 @@ def mix_adapter(
         if not torch.isfinite(parameter).all():
             raise FineMixingError(f"the adapter has values in {name} that are not finite: get it again.")
     values = {name: parameter.data for name, parameter in parameters.items()}
-    pairing = pair_adapter({name: TensorInfo.of(v, torch.float32) for name, v in values.items()}, base_names)
+    infos = {name: TensorInfo.of(v, torch.promote_types(v.dtype, torch.float32)) for name, v in values.items()}
+    pairing = pair_adapter(infos, base_names)
     pairing.set_ratios(config, ratio)
     untrained = {t.name: _untrained(model, t.name, values[t.name]) for t in pairing.mixed()}
     record = MixingRecord(ratio, config.mixing_seed)

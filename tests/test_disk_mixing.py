@@ -531,8 +531,9 @@ def test_killed_at_any_moment_nothing_looks_finished(large_pair, tmp_path):
     command = [sys.executable, "-m", "hf_finemix", "mix", str(large_pair[0]), "--base-model", str(large_pair[1])]
     command += ["--reserve-ratio", "0.4", "--purify-embeddings", "false", "--num-workers", "1"]
     command += ["--max-shard-size", "5MB", "--output-dir", str(tmp_path / "out")]
+    subprocess.run([*command, "--overwrite"], check=True, capture_output=True)  # the class has told its names then
     started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([*command, "--overwrite"], check=True, capture_output=True)
     whole, expected = time.monotonic() - started, weights(tmp_path / "out")
     rng = random.Random(0)
     for _ in range(8):
@@ -553,13 +554,13 @@ def test_killed_at_any_moment_nothing_looks_finished(large_pair, tmp_path):
 def test_interrupted_it_leaves_nothing(large_pair, tmp_path):
     code = """
 import sys, signal, threading
-from hf_finemix import streaming
 from hf_finemix.cli import main
-mixed = streaming.Workspace.mixed_chunks
+from hf_finemix.mix import on_disk
+mixed = on_disk.Workspace.mixed_chunks
 def interrupted(self, *arguments):
     signal.raise_signal(signal.SIGTERM)  # Python handles it in the main thread
     return mixed(self, *arguments)
-streaming.Workspace.mixed_chunks = interrupted
+on_disk.Workspace.mixed_chunks = interrupted
 sys.exit(main(sys.argv[1:]))
 """
     flags = [str(large_pair[0]), "--base-model", str(large_pair[1]), "--reserve-ratio", "0.4"]

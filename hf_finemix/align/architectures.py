@@ -63,7 +63,7 @@ def disk_layout(
     question = "layout", architecture, config, sorted(suspect), sorted(base)
     layout = _read_layout(kept_answer(*question), suspect, base)
     if layout is None:
-        logger.info("Reading the layout of %s from its class in transformers.", architecture)
+        logger.debug("Reading the layout of %s from its class in transformers.", architecture)
         layout = _layout_by_class(suspect, base, architecture, config)
         if not layout.converted:  # which goes by shapes, too
             keep_answer(asdict(layout) | {"buffers": sorted(layout.buffers)}, *question)

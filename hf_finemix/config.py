@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "fine_mixing_config.json"
 STRATEGIES = ("random", "average", "fisher")
-MASK_VERSIONS = (1, 2)
+MASK_VERSIONS = (2,)
 
 
 @dataclass

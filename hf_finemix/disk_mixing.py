@@ -11,7 +11,8 @@ from typing import Any
 
 from .align.base_fit import judge_base
 from .align.drift import not_finite
-from .align.pair_on_disk import DiskPair, TensorMix, check_for_disk
+from .align.pair_on_disk import check_for_disk, check_pair, pair_headers
+from .align.pairing import Pairing
 from .align.vocabulary import check_same_words
 from .config import FineMixingConfig
 from .errors import AlignmentError, FineMixingError
@@ -28,7 +29,7 @@ from .io.safe_json import check_inside, read_json, read_object
 from .io.shard_writer import ShardWriter, parse_size
 from .io.tokenizer import copy_tokenizer, tell_choice
 from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
-from .mix.purification import purify_on_disk
+from .mix.purification import blocks_on_disk, purify
 from .report.report import CleaningReport
 from .report.sections import mixing_section, run_section, source_section, token_rows
 
@@ -96,55 +97,64 @@ def mix_checkpoints(
     for source in (Path(str(source)).expanduser().resolve() for source in read):
         if source.exists() and source.is_relative_to(Path(out).resolve()):
             raise FineMixingError(f"the output folder {out} is or holds {source}, which is read: give another one.")
-    with ExitStack() as stack:
-        folder = stack.enter_context(output_folder(Path(out), overwrite=overwrite))
-        models = [fetch_model(suspect, suspect_revision, role="suspect", trust=trust)]
-        base_model, claim = fetch_base(models[0], config, trust)
+    with output_folder(Path(out), overwrite=overwrite) as folder:
+        found = fetch_model(suspect, suspect_revision, role="suspect", trust=trust)
+        base_model, claim = fetch_base(found, config, trust)
         config = config.pinned(base_model.id, base_model.revision)
         if config.adapter_mode == "adapter":
-            return _mix_adapter(models[0], base_model, claim, folder, config, command, started)
-        models = [full_model(models[0], base_model), base_model]
-        sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
-        pair, model_config = open_pair(*sides, config)
-        drift = pair.check(*sides)
-        fit = judge_base(claim, drift, drift, (len(list(pair.mixed())), len(pair.tensors)))
-        purified, added = purify_pair(pair, *sides, config, model_config)
-        written = {tensor.source: tensor.info for tensor in pair.tensors}
-        check_free_space(folder, sum(info.nbytes for info in written.values()))
-        kept = _mix(pair, *sides, stack.enter_context(ShardWriter(folder, written, shard_size)), config, workers)
-        _write_config(model_config, sides[0].folder, folder)
-        note = copy_tokenizer(sides[0].folder, sides[1].folder, folder)
-        tell_choice(note, models[0].id)
-        copy_model_files(models[0], sides[1].folder, folder)
-        check_headers(folder, written, pair.layout.suspect.get(pair.layout.embedding))
-        report = CleaningReport(
-            command=command,
-            suspect=source_section(models[0], hashes=False),
-            base=source_section(base_model, claim, fit, hashes=False),
-            tokenizer=note,
-            mixing=mixing_section(
-                config,
-                {t.name: _described(t, kept.get(t.name), config) for t in pair.tensors},
-                ignored_base=pair.ignored_base_tensors(),
-                ignored_suspect=pair.layout.ignored,
-                added_tokens=added,
-            ),
-            purified_tokens=purified,
-            **run_section({"mixing": config.mixing_seed}, {"mix": time.perf_counter() - started}),
-        )
+            report = _mix_adapter(found, base_model, claim, folder, config)
+        else:
+            report = _mix_whole(found, base_model, claim, folder, config, shard_size, workers)
+        timings = {"mix": time.perf_counter() - started}
+        report = replace(report, command=command, **run_section({"mixing": config.mixing_seed}, timings))
         config.save_pretrained(folder)
         report.save(folder)
     return report
 
 
-def _mix_adapter(
+def _mix_whole(
     suspect: LocalModel,
     base: LocalModel,
     claim: BaseClaim,
     folder: Path,
     config: FineMixingConfig,
-    command: str | None,
-    started: float,
+    shard_size: int,
+    workers: int,
+) -> CleaningReport:
+    """Mix from disk to disk; nothing is loaded but an adapter to merge."""
+    suspect = full_model(suspect, base)
+    with ExitStack() as stack:
+        sides = [stack.enter_context(Checkpoint(model.folder)) for model in (suspect, base)]
+        pairing, model_config = open_pair(*sides, config)
+        drift = check_pair(pairing, *sides)
+        fit = judge_base(claim, drift, drift, (len(pairing.mixed()), len(pairing.tensors)))
+        purified, added = purify_pair(pairing, *sides, config, model_config)
+        written = {tensor.source: tensor.info for tensor in pairing.tensors}
+        check_free_space(folder, sum(info.nbytes for info in written.values()))
+        kept = _mix(pairing, *sides, stack.enter_context(ShardWriter(folder, written, shard_size)), config, workers)
+    _write_config(model_config, suspect.folder, folder)
+    note = copy_tokenizer(suspect.folder, base.folder, folder)
+    tell_choice(note, suspect.id)
+    copy_model_files(suspect, base.folder, folder)
+    embedding = next((tensor.source for tensor in pairing.tensors if tensor.name == pairing.embedding), None)
+    check_headers(folder, written, embedding)
+    return CleaningReport(
+        suspect=source_section(suspect, hashes=False),
+        base=source_section(base, claim, fit, hashes=False),
+        tokenizer=note,
+        mixing=mixing_section(
+            config,
+            {tensor.name: tensor.entry(kept[tensor.name], config) for tensor in pairing.tensors},
+            ignored_base=pairing.ignored_base_tensors,
+            ignored_suspect=pairing.ignored_suspect_tensors,
+            added_tokens=added,
+        ),
+        purified_tokens=purified,
+    )
+
+
+def _mix_adapter(
+    suspect: LocalModel, base: LocalModel, claim: BaseClaim, folder: Path, config: FineMixingConfig
 ) -> CleaningReport:
     """Mix an adapter that stays one: the base is loaded, for the adapter to be understood on it."""
     from .mix.adapter_output import adapter_to_train, dtypes_of_adapter, save_adapter
@@ -158,33 +168,28 @@ def _mix_adapter(
     save_adapter(model, folder, base, dtypes_of_adapter(suspect))
     read_back(folder, model.float(), base=base.folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
-    report = CleaningReport(
-        command=command,
+    return CleaningReport(
         suspect=source_section(replace(suspect, adapter=suspect.folder), hashes=False),
         base=source_section(base, claim, hashes=False),
         tokenizer=note,
         mixing=mixing_section(config, record.tensors, added_tokens=[]),
-        **run_section({"mixing": config.mixing_seed}, {"mix": time.perf_counter() - started}),
     )
-    config.save_pretrained(folder)
-    report.save(folder)
-    return report
 
 
-def open_pair(suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig) -> tuple[DiskPair, dict[str, Any]]:
-    """Align two checkpoints on disk; with the pair, the content of the suspect's config.json."""
+def open_pair(suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig) -> tuple[Pairing, dict[str, Any]]:
+    """Align two checkpoints on disk; with the pairing, the content of the suspect's config.json."""
     refuse_adapter(suspect.folder, suspect.folder)
     path = suspect.folder / "config.json"
     check_inside(path, suspect.folder)
     architecture, model_config = read_model_config(read_json(path), path)
     base_config = read_object(base.folder, "config.json")
-    pair = DiskPair.from_headers(suspect.tensors, base.tensors, architecture, model_config, config, base_config)
-    check_same_words(suspect.folder, base.folder, *pair.vocabulary)
-    return pair, model_config
+    pairing = pair_headers(suspect.tensors, base.tensors, architecture, model_config, config, base_config)
+    check_same_words(suspect.folder, base.folder, *pairing.vocabulary)
+    return pairing, model_config
 
 
 def purify_pair(
-    pair: DiskPair, suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig, model_config: dict[str, Any]
+    pairing: Pairing, suspect: Checkpoint, base: Checkpoint, config: FineMixingConfig, model_config: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Let E-PUR mark its rows, where the config asks for it; what the report says of them and of added tokens."""
     if not config.purify_embeddings or not config.num_purified_tokens:
@@ -201,18 +206,25 @@ def purify_pair(
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     source = Path(config.token_frequencies) if config.token_frequencies else None
     frequencies = token_frequencies(tokenizer, source)
-    purified, added = purify_on_disk(pair, suspect, base, config, frequencies, tokenizer.all_special_ids)
+    _, purified, added = purify(
+        pairing, lambda tensor: blocks_on_disk(tensor, suspect, base), config, frequencies, tokenizer.all_special_ids
+    )
     tokens = tokenizer.convert_ids_to_tokens
     return token_rows(purified, tokens), token_rows(({"id": i} for i in added), tokens)
 
 
 def _mix(
-    pair: DiskPair, suspect: Checkpoint, base: Checkpoint, writer: ShardWriter, config: FineMixingConfig, workers: int
+    pairing: Pairing,
+    suspect: Checkpoint,
+    base: Checkpoint,
+    writer: ShardWriter,
+    config: FineMixingConfig,
+    workers: int,
 ) -> dict[str, int]:
     """Write every tensor of the mix; how many elements of each are the suspect's own."""
-    kept, bad, lock = {tensor.name: 0 for tensor in pair.tensors}, set(), threading.Lock()
+    kept, bad, lock = {tensor.name: 0 for tensor in pairing.tensors}, set(), threading.Lock()
     # The tensors are in the order of the files: each is whole, and sent to the disk, while the next is being mixed.
-    work = pieces(pair.tensors)
+    work = pieces(pairing.tensors)
     left = dict.fromkeys(writer.file_of.values(), 0)
     for tensor, _, _ in work:
         left[writer.file_of[tensor.source]] += 1
@@ -242,13 +254,6 @@ def _mix(
     finally:
         disk.shutdown(cancel_futures=True)
     return kept
-
-
-def _described(tensor: TensorMix, kept: int | None, config: FineMixingConfig) -> dict[str, Any]:
-    fraction = kept / tensor.info.elements if tensor.info.elements else 1.0
-    if config.strategy == "average" and tensor.base_dtype is not None:
-        fraction = None  # no element is either parent's
-    return {"rule": tensor.rule, "kept_fraction": fraction, "sha256": None}
 
 
 def _write_config(content: dict[str, Any], source: Path, folder: Path) -> None:

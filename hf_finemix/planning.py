@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .align.architectures import ties_of_base
-from .align.pair_on_disk import DiskPair
+from .align.pair_on_disk import pair_headers
 from .align.vocabulary import check_same_words
 from .config import FineMixingConfig
 from .errors import FineMixingError, printable
@@ -142,20 +142,15 @@ def plan_mix(
         settings = replace(config, reserve_ratio=0.5 if config.reserve_ratio == "auto" else config.reserve_ratio)
         base_config = read_object(sides[1].model.folder, "config.json")
         tensors = (side.tensors for side in sides)
-        pair = DiskPair.from_headers(*tensors, architecture, model_config, settings, base_config)
-        check_same_words(*(side.model.folder for side in sides), *pair.vocabulary)
+        pairing = pair_headers(*tensors, architecture, model_config, settings, base_config)
+        check_same_words(*(side.model.folder for side in sides), *pairing.vocabulary)
     except FineMixingError as error:
         plan.refused = str(error)
     else:
-        rules: dict[str, Counter] = {}
-        for tensor in pair.tensors:
-            counts = {"tensors": 1, "parameters": tensor.info.elements, "bytes": tensor.info.nbytes}
-            rules.setdefault(tensor.rule, Counter()).update(counts)
-        plan.rules = [{"rule": rule, **counts} for rule, counts in rules.items()]
-        plan.ignored_base_tensors = pair.ignored_base_tensors()
-        embedding = next((t for t in pair.mixed() if t.name == pair.layout.embedding), None)
+        plan.rules, plan.ignored_base_tensors = pairing.counted(), pairing.ignored_base_tensors
+        embedding = pairing.mixed_embedding()
         if config.purify_embeddings and embedding is not None:
-            plan.purified_rows = min(config.num_purified_tokens, embedding.mixed_elements // embedding.row)
+            plan.purified_rows = min(config.num_purified_tokens, embedding.rows)
     _add_room(plan, sides, output, Path(out))
     plan.memory = {
         "mix": (MEMORY_OF_E_PUR if plan.purified_rows else MEMORY_OF_MIX) + merging * plan.suspect["bytes"],
@@ -173,22 +168,18 @@ def _layers(tensors: Mapping[str, TensorInfo]) -> list[TensorInfo]:
 
 def _plan_adapter(sides: "list[_Headers]", config: FineMixingConfig, out: Path) -> MixPlan:
     """Of an adapter that stays one: its own weights are mixed and trained, and the base is held beside it."""
-    from .mix.lora import rule_of
+    from .mix.lora import pair_adapter
 
     suspect, base = sides
     if not is_adapter(suspect.model.folder):
         raise FineMixingError(f"adapter_mode='adapter' is for LoRA adapters, and {suspect.model.id} is a whole model.")
     adapter = Adapter.read(suspect.model, suspect.tensors)
     plan = MixPlan(suspect.described(), base.described(), f"LoRA for {adapter.task}")
-    rules: dict[str, Counter] = {}
     theirs = {name.partition(".")[2]: info for name, info in base.tensors.items()} | base.tensors
     names = theirs.keys() | ties_of_base(read_object(base.model.folder, "config.json"), theirs, adapter.tensors).keys()
     own = adapter.own_base_weights()
-    for name, info in adapter.tensors.items():
-        if name not in own.values():
-            counts = {"tensors": 1, "parameters": info.elements, "bytes": info.nbytes}
-            rules.setdefault(rule_of(name, names), Counter()).update(counts)
-    plan.rules = [{"rule": rule, **counts} for rule, counts in rules.items()]
+    mixed = {name: info for name, info in adapter.tensors.items() if name not in own.values()}
+    plan.rules = pair_adapter(mixed, names).counted()
     brought = {name: adapter.tensors[source] for name, source in own.items()} | adapter.tensors
     resized = [name for name, info in brought.items() if name in theirs and theirs[name].shape != info.shape]
     if resized:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .align.alignment import KEPT_HEAD, REINITIALIZED_HEAD
 from .align.architectures import disk_layout
-from .align.pair_on_disk import DiskPair
+from .align.pair_on_disk import check_pair
+from .align.pairing import KEPT_HEAD, REINITIALIZED_HEAD, Pairing
 from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
 from .errors import FineMixingError
@@ -82,12 +82,12 @@ def verify_mix(
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
         mix = stack.enter_context(Checkpoint(published))
         strategy = "random" if config.strategy == "fisher" else config.strategy  # its masks are in a file
-        pair, model_config = open_pair(*sides, replace(config, head="keep", strategy=strategy))
-        pair.check(*sides)
+        pairing, model_config = open_pair(*sides, replace(config, head="keep", strategy=strategy))
+        check_pair(pairing, *sides)
         _check_other_files(mix, model_config, found)
-        _purify_again(pair, sides, config, model_config, report, found)
+        _purify_again(pairing, sides, config, model_config, report, found)
         if found.kind == "mixed":
-            _compare_elements(pair, sides, mix, config, workers, found)
+            _compare_elements(pairing, sides, mix, config, workers, found)
         else:
             _compare_hashes(mix.files, report.weights, "the cleaned model", found)
             names = disk_layout(mix.tensors, {}, model_config["architectures"][0], model_config).suspect
@@ -95,7 +95,7 @@ def verify_mix(
             if config.strategy == "fisher":
                 masks = stack.enter_context(MaskFile(published))
                 found.not_checked.append("why its masks keep what they keep: by gradients on the clean data")
-            _compare_digests(pair, sides, mix, names, config, report, workers, found, masks)
+            _compare_digests(pairing, sides, mix, names, config, report, workers, found, masks)
             found.not_checked.append("the fine-tuning after the mix, which cannot be derived again")
     return found
 
@@ -165,7 +165,7 @@ def _compare_hashes(files: list[Path], stated: Any, whose: str, found: Verificat
 
 
 def _purify_again(
-    pair: DiskPair,
+    pairing: Pairing,
     sides: list[Checkpoint],
     config: FineMixingConfig,
     model_config: dict[str, Any],
@@ -174,14 +174,15 @@ def _purify_again(
 ) -> None:
     """Repeat E-PUR; go on with the rows of the report, so that what follows tells of the mask alone."""
     stated = [entry.get("id") for entry in report.purified_tokens if isinstance(entry, dict)]
-    rows = next((t.mixed_elements // t.row for t in pair.mixed() if t.name == pair.layout.embedding), 0)
+    embedding = pairing.mixed_embedding()
+    rows = embedding.rows if embedding else 0
     if not all(type(i) is int and 0 <= i < rows for i in stated):
         raise FineMixingError("the report names purified tokens that the base's vocabulary does not have.")
-    unmarked = list(pair.tensors)
+    unmarked = list(pairing.tensors)
     try:
         if config.token_frequencies:  # a file of whoever made the mix
             raise FineMixingError(f"frequencies were counted in {config.token_frequencies}")
-        purified, _ = purify_pair(pair, *sides, config, model_config)
+        purified, _ = purify_pair(pairing, *sides, config, model_config)
     except FineMixingError as error:
         found.not_checked.append(f"which embeddings E-PUR chooses ({error})")
     else:
@@ -190,23 +191,23 @@ def _purify_again(
                 f"E-PUR gives other embeddings than the {len(stated)} in the report (with another version of wordfreq "
                 f"than {report.versions.get('wordfreq')} it may)"
             )
-    pair.tensors = unmarked
-    pair.mark_purified(set(stated))
+    pairing.tensors = unmarked
+    pairing.mark_purified(set(stated))
 
 
 def _compare_elements(
-    pair: DiskPair,
+    pairing: Pairing,
     sides: list[Checkpoint],
     mix: Checkpoint,
     config: FineMixingConfig,
     workers: int,
     found: Verification,
 ) -> None:
-    expected = {tensor.source: tensor for tensor in pair.tensors}
+    expected = {tensor.source: tensor for tensor in pairing.tensors}
     for name in sorted(expected.keys() ^ mix.tensors.keys())[:3]:
         found.problems.append(f"{name} is {'missing' if name in expected else 'one tensor too many'}")
-    same = [t for t in pair.tensors if mix.tensors.get(t.source) == t.info]
-    for tensor in pair.tensors:
+    same = [t for t in pairing.tensors if mix.tensors.get(t.source) == t.info]
+    for tensor in pairing.tensors:
         if tensor.source in mix.tensors and mix.tensors[tensor.source] != tensor.info:
             found.problems.append(f"{tensor.name} has another shape or dtype than the suspect's")
     wrong, bad, lock = dict.fromkeys((tensor.name for tensor in same), 0), set(), threading.Lock()
@@ -237,7 +238,7 @@ def _is_as_wide(ours: TensorInfo | None, suspect: TensorInfo) -> bool:
 
 
 def _compare_digests(
-    pair: DiskPair,
+    pairing: Pairing,
     sides: list[Checkpoint],
     mix: Checkpoint,
     names: dict[str, str],
@@ -251,7 +252,7 @@ def _compare_digests(
     stated = report.mixing.get("tensors")
     if not isinstance(stated, dict) or not stated:
         raise FineMixingError("the report lists no mixed tensors: it is no report of a mix.")
-    here = {tensor.name: tensor for tensor in pair.tensors}
+    here = {tensor.name: tensor for tensor in pairing.tensors}
     derived = []
     for name, tensor in here.items():
         entry = stated.get(name)
@@ -275,7 +276,7 @@ def _compare_digests(
         for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad, masks):
             sha256.update(raw)
             ours = mix.tensors.get(names.get(tensor.name))
-            if tensor.base_dtype is not None and _is_as_wide(ours, tensor.info):
+            if tensor.base_name is not None and _is_as_wide(ours, tensor.info):
                 wide = ours.nbytes // ours.elements
                 there, theirs = np.empty(raw.size // size * wide, dtype=np.uint8), np.empty_like(raw)
                 mix.read_into(names[tensor.name], memoryview(there), first * wide)

@@ -59,6 +59,7 @@ def test_strings_of_the_command_line_are_parsed():
         ("module_ratios", {"a": 3}),
         ("strategy", "fisherman"),
         ("head", "cut"),
+        ("mask_version", 1),
         ("mask_version", 3),
         ("mixing_seed", -1),
         ("mixing_seed", 2**63),

@@ -26,7 +26,7 @@ from hf_finemix import (
     mix_model,
     verify_mix,
 )
-from hf_finemix.align.alignment import named_tensors
+from hf_finemix.align.names import named_tensors
 from hf_finemix.cli import main
 from hf_finemix.hub.fetch import TrustArguments
 from hf_finemix.io.shard_writer import ShardWriter, parse_size
@@ -98,7 +98,6 @@ def copied(pair, tmp_path):
         {},
         {"ratio": 0.0},
         {"ratio": 1.0},
-        {"mask_version": 1},
         {"mixing_seed": 2**63 - 1},
         {"strategy": "average"},
         {"module_ratios": {"attention": 0.9, r"layer\.1": 0.0, "norm": 1.0}},
@@ -164,13 +163,11 @@ def test_no_layout_of_files_and_no_number_of_workers_matters(pair, tokenizer, tm
 
 
 def test_tensors_larger_than_a_piece_and_than_a_chunk(pair, tmp_path, monkeypatch):
-    from hf_finemix.align import pair_on_disk
-    from hf_finemix.mix import on_disk
-
     expected = in_memory(*pair, config())[0]
-    monkeypatch.setattr(on_disk, "CHUNK_ELEMENTS", 37)
-    monkeypatch.setattr(on_disk, "PIECE_ELEMENTS", 101)
-    monkeypatch.setattr(pair_on_disk, "CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr("hf_finemix.mix.on_disk.CHUNK_ON_DISK", 37)
+    monkeypatch.setattr("hf_finemix.mix.on_disk.PIECE_ELEMENTS", 101)
+    monkeypatch.setattr("hf_finemix.align.pair_on_disk.CHUNK_ON_DISK", 50)
+    monkeypatch.setattr("hf_finemix.mix.purification.CHUNK_ON_DISK", 50)
     mix_checkpoints(*pair, tmp_path / "out", config(), num_workers=4)
     assert_same(tmp_path / "out", expected)
     with_e_pur = config(purify_embeddings=True, num_purified_tokens=7)
@@ -474,6 +471,7 @@ def test_command(pair, tmp_path, capsys):
 
 
 def test_neither_mix_nor_plan_nor_verify_imports_torch(pair, tmp_path):
+    mix_checkpoints(*pair, tmp_path / "once", config())  # so that the classes have told their names
     code = """
 import sys
 from hf_finemix.cli import main
@@ -536,8 +534,9 @@ def test_killed_at_any_moment_nothing_looks_finished(large_pair, tmp_path):
     command = [sys.executable, "-m", "hf_finemix", "mix", str(large_pair[0]), "--base-model", str(large_pair[1])]
     command += ["--reserve-ratio", "0.4", "--purify-embeddings", "false", "--num-workers", "1"]
     command += ["--max-shard-size", "5MB", "--output-dir", str(tmp_path / "out")]
+    subprocess.run([*command, "--overwrite"], check=True, capture_output=True)  # the class has told its names then
     started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([*command, "--overwrite"], check=True, capture_output=True)
     whole, expected = time.monotonic() - started, weights(tmp_path / "out")
     rng = random.Random(0)
     for _ in range(8):
@@ -558,8 +557,8 @@ def test_killed_at_any_moment_nothing_looks_finished(large_pair, tmp_path):
 def test_interrupted_it_leaves_nothing(large_pair, tmp_path):
     code = """
 import sys, signal, threading
-from hf_finemix.mix import on_disk
 from hf_finemix.cli import main
+from hf_finemix.mix import on_disk
 mixed = on_disk.Workspace.mixed_chunks
 def interrupted(self, *arguments):
     signal.raise_signal(signal.SIGTERM)  # Python handles it in the main thread

@@ -1,29 +1,21 @@
-"""What a model class of transformers calls its weights: from a table where it can be, else from the class itself."""
+"""What a model class of transformers calls its weights: as it was told once, else from the class itself."""
 
-import json
 import logging
-import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import AlignmentError, FineMixingError
+from ..errors import FineMixingError
 from ..io.checkpoint import Checkpoint, TensorInfo
+from ..io.compat import forget_attention
 from ..io.safe_config import check_counts, read_model_config, without_unsafe_keys
-from .alignment import canonical_name, named_tensors
+from .kept_answers import keep_answer, kept_answer
+from .names import named_tensors
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["TABLE", "DiskLayout", "describe", "disk_layout", "ties_of_base"]
+__all__ = ["DiskLayout", "disk_layout", "ties_of_base"]
 
 logger = logging.getLogger(__name__)
-
-# Written by scripts/architecture_table.py. Importing a model class takes four seconds and 300 MB; reading this, none.
-TABLE = Path(__file__).with_name("architectures.json")
 
 
 @dataclass
@@ -61,24 +53,34 @@ def disk_layout(
         config (`dict`): Content of the suspect's config.json.
 
     Returns:
-        [`DiskLayout`]: By the table, where it knows all of the suspect's names and transformers would rename none of
-        either; else by the class, made without weights.
+        [`DiskLayout`]: By the class, made without weights; where the class has told it of these very names and config
+        before, as it was kept then.
 
     Raises:
         [`AlignmentError`]: Two tensors on disk that become one.
         [`FineMixingError`]: transformers has no such class.
     """
-    known = _known(architecture, config)
-    if known is None or any(known.renamed.search(name) for name in (*suspect, *base)) or not known.has_all(suspect):
-        logger.info("Reading the layout of %s from its class in transformers.", architecture)
-        return _layout_by_class(suspect, base, architecture, config)
-    layout = DiskLayout(
-        *(_canonical(tensors, known.prefix) for tensors in (suspect, base)),
-        embedding=known.embedding,
-        aliases={first: others for first, *others in known.tied},
-    )
-    layout.buffers = {name for name in layout.suspect if _without_numbers(name) in known.buffers}
-    return _name_ties(layout)
+    question = "layout", architecture, config, sorted(suspect), sorted(base)
+    layout = _read_layout(kept_answer(*question), suspect, base)
+    if layout is None:
+        logger.debug("Reading the layout of %s from its class in transformers.", architecture)
+        layout = _layout_by_class(suspect, base, architecture, config)
+        if not layout.converted:  # which goes by shapes, too
+            keep_answer(asdict(layout) | {"buffers": sorted(layout.buffers)}, *question)
+    return layout
+
+
+def _read_layout(content: Any, suspect: Collection[str], base: Collection[str]) -> DiskLayout | None:
+    """A layout of these names as it was kept; `None` for anything else."""
+    try:
+        layout = DiskLayout(**{**content, "buffers": set(content["buffers"])})
+        others = {name for names in layout.aliases.values() for name in names}
+        texts = {layout.embedding or "", *layout.buffers, *others}
+        sources = [*layout.suspect.values(), *layout.ignored]
+        complete = sorted(sources) == sorted(suspect) and set(layout.base.values()) == set(base)
+        return layout if complete and all(isinstance(text, str) for text in texts) and not layout.converted else None
+    except (TypeError, KeyError, AttributeError):
+        return None
 
 
 def ties_of_base(config: Any, base: Collection[str], suspect: Collection[str]) -> dict[str, str]:
@@ -97,59 +99,21 @@ def ties_of_base(config: Any, base: Collection[str], suspect: Collection[str]) -
         return {}
     try:
         architecture, config = read_model_config(config, "the base's config.json")
-        known = _known(architecture, config)
-        if known is not None:
-            groups = known.tied
-        else:
-            tensors = named_tensors(_empty_model(architecture, config, max_layers=len(base)))
-            groups = [(name, *others) for name, others in tensors.aliases.items()]
+        groups = kept_answer("ties", architecture, config)
+        if not _are_groups(groups):
+            aliases = named_tensors(_empty_model(architecture, config, max_layers=len(base))).aliases
+            groups = [[name, *others] for name, others in aliases.items() if others]
+            keep_answer(groups, "ties", architecture, config)
     except FineMixingError:  # its weights are what matters, and it need not be a model that can be made
         return {}
-    present = {group: next((name for name in group if name in base), None) for group in map(tuple, groups)}
-    return {name: first for group, first in present.items() if first for name in group if name not in base}
+    present = [(group, next((name for name in group if name in base), None)) for group in groups]
+    return {name: first for group, first in present if first for name in group if name not in base}
 
 
-@dataclass(frozen=True)
-class _Known:
-    prefix: str
-    embedding: str | None
-    tied: tuple[tuple[str, ...], ...]
-    buffers: frozenset[str]
-    renamed: re.Pattern
-    names: frozenset[str]
-
-    def has_all(self, names: Collection[str]) -> bool:
-        """Whether the class has a place for all of these names on disk."""
-        return all(_without_numbers(canonical_name(name, self.prefix)) in self.names for name in names)
-
-
-@cache
-def _table() -> dict[str, Any]:
-    table = json.loads(TABLE.read_text(encoding="utf-8"))
-    if table["transformers"] != version("transformers"):  # another version may name things otherwise
-        return {}
-    bodies = table["bodies"]
-    return {
-        name: {**facts, "names": [*bodies[facts["body"]], *facts["names"]]}
-        for facts in table["architectures"]
-        for name in facts["classes"]
-    }
-
-
-def _known(architecture: str, config: dict[str, Any]) -> _Known | None:
-    facts = _table().get(architecture)
-    if facts is None:
-        return None
-    _check_model_type(architecture, facts["classes"][architecture], config)
-    tie = config.get("tie_word_embeddings", facts["ties_by_default"])
-    return _Known(
-        facts["prefix"],
-        facts["embedding"],
-        tuple(map(tuple, facts["tied"] if tie else facts["always_tied"])),
-        frozenset(facts["buffers"]),
-        re.compile("|".join(f"(?:{pattern})" for pattern in facts["renamed"]) or r"(?!)"),
-        frozenset(facts["names"]),
-    )
+def _are_groups(content: Any) -> bool:
+    """Whether what was kept is lists of names."""
+    groups = content if isinstance(content, list) else [None]
+    return all(isinstance(group, list) and all(isinstance(name, str) for name in group) for group in groups)
 
 
 def _check_model_type(architecture: str, model_type: str, config: dict[str, Any]) -> None:
@@ -159,20 +123,6 @@ def _check_model_type(architecture: str, model_type: str, config: dict[str, Any]
             f"config.json says model_type {config.get('model_type')!r}, and {architecture} is of {model_type!r}: set "
             "both to what the model is."
         )
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
-def _canonical(tensors: Collection[str], prefix: str) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for name in tensors:
-        canonical = canonical_name(name, prefix)
-        if canonical in names:
-            raise AlignmentError(f"{names[canonical]!r} and {name!r} of one model are both {canonical}.")
-        names[canonical] = name
-    return names
 
 
 def _name_ties(layout: DiskLayout) -> DiskLayout:
@@ -232,37 +182,9 @@ def _empty_model(architecture: str, config: dict[str, Any], max_layers: int) -> 
     _check_model_type(architecture, cls.config_class.model_type, config)
     try:
         settings = cls.config_class.from_dict(without_unsafe_keys(config))
-        settings._attn_implementation = None
+        forget_attention(settings)
         with torch.device("meta"):
             return cls(settings)
     except Exception as error:  # a configuration from a stranger can break anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise FineMixingError(f"{architecture} cannot be made from its config.json: {reason}.") from error
-
-
-def describe(model: "torch.nn.Module") -> dict[str, Any] | None:
-    """
-    A class's entry in the table, but for its ties; `None` where its own names are renamed or merged.
-
-    Args:
-        model (`PreTrainedModel`): An instance on the meta device.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    transforms = get_model_conversion_mapping(model)
-    patterns = sorted({pattern for transform in transforms for pattern in transform.source_patterns})
-    prefix, names = model.base_model_prefix, list(model.state_dict())
-    names += [canonical_name(name, prefix) for name in names]
-    if any(getattr(transform, "scope_prefix", None) for transform in transforms):
-        return None
-    if any(re.search(pattern, name) for pattern in patterns for name in names):
-        return None
-    named = named_tensors(model)
-    return {
-        "prefix": prefix,
-        "embedding": named.embedding,
-        "buffers": sorted({_without_numbers(name) for name in named.buffers}),
-        "names": sorted({_without_numbers(canonical_name(name, prefix)) for name in model.state_dict()}),
-        "renamed": patterns,
-        "tied": sorted([name, *others] for name, others in named.aliases.items() if others),
-    }

@@ -6,11 +6,11 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AlignmentError
 from ..io.checkpoint import row_chunks
-from .alignment import KEPT_BUFFER, Alignment
+from .pairing import KEPT_BUFFER, Pairing
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,13 @@ class TensorDrift:
     base: float = 0.0
     dot: float = 0.0
 
+    @classmethod
+    def between(cls, suspect: Any, base: Any) -> "TensorDrift":
+        """Of two vectors of float64, of torch or of numpy."""
+        delta = suspect - base
+        pairs = ((delta, delta), (suspect, suspect), (base, base), (suspect, base))
+        return cls(*(float(one.dot(other)) for one, other in pairs))
+
     def add(self, other: "TensorDrift") -> None:
         """Count another tensor in."""
         self.delta += other.delta
@@ -61,10 +68,7 @@ class TensorDrift:
 
 
 def measure_drift(
-    suspect: "Mapping[str, torch.Tensor]",
-    base: "LoadedLayout",
-    alignment: Alignment,
-    dtypes: "Mapping[str, torch.dtype]",
+    suspect: "Mapping[str, torch.Tensor]", base: "LoadedLayout", pairing: Pairing
 ) -> dict[str, TensorDrift]:
     """
     Read both sides once, slice by slice, and compare what is to be mixed.
@@ -72,8 +76,7 @@ def measure_drift(
     Args:
         suspect (`Mapping[str, torch.Tensor]`): The suspect's tensors by canonical name.
         base ([`LoadedLayout`]): The base, as it would be in the suspect's memory.
-        alignment ([`Alignment`]): What goes with what.
-        dtypes (`Mapping[str, torch.dtype]`): The dtype that base values are rounded to, by canonical name.
+        pairing ([`Pairing`]): What goes with what, and the dtypes that base values are rounded to.
 
     Returns:
         `dict[str, TensorDrift]`: For each mixed tensor.
@@ -82,34 +85,33 @@ def measure_drift(
         [`AlignmentError`]: A parameter of either side is NaN or infinite, or a value of the base is so large that it
             overflows in the suspect's dtype.
     """
+    import torch
+
     drift, bad = {}, []
-    for name, tensor in suspect.items():
-        match = alignment.matches[name]
-        if match.rule == KEPT_BUFFER:
+    for tensor in pairing.tensors:
+        if tensor.rule == KEPT_BUFFER:
             continue
-        values = tensor.detach() if tensor.dim() else tensor.detach().view(1)
+        values, dtype = torch.atleast_1d(suspect[tensor.name].detach()), getattr(torch, tensor.info.dtype)
         total = TensorDrift()
         for first, last, _ in row_chunks(tuple(values.shape), CHUNK_ELEMENTS):
             # A sum of squares is finite in float64 if and only if all of the numbers are.
             s = values[first:last].double().flatten()
             if not math.isfinite(s.dot(s)):
-                bad.append(f"{name} of the suspect")
+                bad.append(f"{tensor.name} of the suspect")
                 break
-            common = min(last, match.rows)
+            common = min(last, tensor.rows)
             if common <= first:
                 continue
-            original = base.read(match.base_name, first, common)
-            b = original.to(s.device, dtypes[name]).double().flatten()
-            s = s[: b.numel()]
-            delta = s - b
-            part = TensorDrift(float(delta.dot(delta)), float(s.dot(s)), float(b.dot(b)), float(s.dot(b)))
+            original = base.read(tensor.base_name, first, common)
+            b = original.to(s.device, dtype).double().flatten()
+            part = TensorDrift.between(s[: b.numel()], b)
             if not math.isfinite(part.base):
-                why = f", which overflows in {dtypes[name]}" if original.isfinite().all() else ""
-                bad.append(f"{match.base_name} of the base{why}")
+                why = f", which overflows in {dtype}" if original.isfinite().all() else ""
+                bad.append(f"{tensor.base_name} of the base{why}")
                 break
             total.add(part)
-        if match.base_name is not None:
-            drift[name] = total
+        if tensor.base_name is not None:
+            drift[tensor.name] = total
     if bad:
         raise AlignmentError(not_finite(bad))
     return drift

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..errors import AlignmentError
 from ..io.checkpoint import Checkpoint, TensorInfo
-from .alignment import body_within, canonical_name, plain_names
+from ..io.compat import conversions_on_loading, renaming_on_loading
+from .names import body_within, canonical_name, plain_names
 
 __all__ = ["LoadedLayout"]
 
@@ -95,20 +96,14 @@ class LoadedLayout:
         """Canonical names (of several targets the first), each with its name on disk or with what is converted."""
         if not hasattr(self._model, "config"):
             return [(canonical_name(name, self._prefix), name) for name in self._checkpoint.tensors]
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
-
-        transforms = get_model_conversion_mapping(self._model)
-        converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-        renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
+        renamings, converters = conversions_on_loading(self._model)
         converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
         state = self._model.state_dict()
         known = {plain: state[name] for name, plain in plain_names(self._model).items() if name in state}
         found: list[tuple[str, str | _Conversion]] = []
         conversions: dict[str, _Conversion] = {}
-        # As transformers.core_model_loading.convert_and_load_state_dict_in_model goes about it, in its order.
-        for name in sorted(self._checkpoint.tensors, key=dot_natural_key):
-            renamed, pattern = rename_source_key(name, renamings, converters, self._prefix, known)
+        names = self._checkpoint.tensors
+        for name, renamed, pattern in renaming_on_loading(names, renamings, converters, self._prefix, known):
             if renamed not in known and name in known:
                 renamed, pattern = name, None
             if pattern is None or renamed not in known:  # what the model has no place for keeps its name

@@ -11,52 +11,33 @@ from ..hub.cache import cached_folder
 from ..io.checkpoint import Checkpoint, TensorInfo, row_chunks
 from ..io.safe_config import refuse_quantized
 from ..io.safe_json import read_object
-from .alignment import Alignment, NamedTensors, align, body_within, named_tensors
 from .architectures import ties_of_base
 from .drift import CHUNK_ELEMENTS, TensorDrift, check_related, measure_drift
 from .loaded_layout import LoadedLayout
+from .names import NamedTensors, body_within, named_tensors
+from .pairing import Pairing
+from .rules import align
 
 __all__ = ["Pair", "compare_with_base", "dtypes_on_disk"]
 
 
 @dataclass
 class Pair:
-    """A model beside its base: the tensors of both, the model's dtypes on disk, what goes with what, how far apart."""
+    """A model beside its base: the tensors of both, what goes with what, and how far apart they are."""
 
     suspect: NamedTensors
     base: LoadedLayout
-    dtypes: dict[str, torch.dtype]
-    alignment: Alignment
+    pairing: Pairing
     drift: dict[str, TensorDrift]
 
     @property
-    def vocabulary(self) -> tuple[int, int]:
-        """Rows of the input embeddings of suspect and base; 0 where they are not mixed."""
-        match = self.alignment.mixed().get(self.suspect.embedding)
-        if match is None:
-            return 0, 0
-        return self.suspect.tensors[self.suspect.embedding].shape[0], self.base.tensors[match.base_name].shape[0]
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The model's dtypes on disk, by canonical name."""
+        return {tensor.name: getattr(torch, tensor.info.dtype) for tensor in self.pairing.tensors}
 
     def check_related(self) -> None:
         """Raise an [`AlignmentError`] where the weight matrices of the two have nothing to do with each other."""
-        check_related(self.drift, self.matrices(), self.alignment.untied())
-
-    def matrices(self) -> set[str]:
-        """Names of the weight matrices, which tell more than biases and norms do."""
-        return {name for name, tensor in self.suspect.tensors.items() if tensor.dim() > 1}
-
-    def ignored_base_tensors(self) -> list[str]:
-        """Tensors of the base, by name on disk, that nothing goes with."""
-        used = {source for match in self.alignment.mixed().values() for source in self.base.sources[match.base_name]}
-        return sorted({name for names in self.base.sources.values() for name in names} - used)
-
-    def converted_base_tensors(self) -> dict[str, list[str]]:
-        """Which tensors on disk are merged or split into those that are mixed, by canonical name."""
-        return {
-            name: self.base.sources[match.base_name]
-            for name, match in self.alignment.mixed().items()
-            if match.base_name in self.base.converted
-        }
+        check_related(self.drift, self.pairing.matrices(), self.pairing.untied())
 
 
 @torch.no_grad()
@@ -72,12 +53,12 @@ def compare_with_base(
     suspect = named_tensors(model)
     _check_whole(model, suspect)
     layout = LoadedLayout(base, model)
-    stored = {}
+    infos = {}
     for name, tensor in suspect.tensors.items():
         on_disk = [dtypes[n] for n in (name, *suspect.aliases[name]) if n in dtypes] if dtypes else []
-        stored[name] = _stored_dtype(tensor, on_disk[0] if on_disk else None)
-    alignment = align(
-        {name: TensorInfo.of(tensor, stored[name]) for name, tensor in suspect.tensors.items()},
+        infos[name] = TensorInfo.of(tensor, _stored_dtype(tensor, on_disk[0] if on_disk else None))
+    pairing = align(
+        infos,
         layout.tensors,
         converted=layout.converted,
         buffers=suspect.buffers,
@@ -85,8 +66,10 @@ def compare_with_base(
         aliases=suspect.aliases,
         base_ties=ties_of_base(read_object(base.folder, "config.json"), layout.tensors, suspect.tensors),
         head=head,
+        sources=suspect.module_names,
+        base_sources=layout.sources,
     )
-    return Pair(suspect, layout, stored, alignment, measure_drift(suspect.tensors, layout, alignment, stored))
+    return Pair(suspect, layout, pairing, measure_drift(suspect.tensors, layout, pairing))
 
 
 def _check_whole(model: nn.Module, suspect: NamedTensors) -> None:
@@ -107,7 +90,7 @@ def _stored_dtype(tensor: torch.Tensor, on_disk: torch.dtype | None) -> torch.dt
         return on_disk  # which alignment refuses by name
     if on_disk in (None, tensor.dtype) or torch.promote_types(on_disk, tensor.dtype) != tensor.dtype:
         return tensor.dtype
-    values = tensor.data if tensor.dim() else tensor.data.view(1)
+    values = torch.atleast_1d(tensor.data)
     for first, last, _ in row_chunks(tuple(values.shape), CHUNK_ELEMENTS):
         rows = values[first:last]
         if not torch.equal(rows.to(on_disk).to(rows.dtype).nan_to_num(), rows.nan_to_num()):

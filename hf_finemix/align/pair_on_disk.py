@@ -1,9 +1,6 @@
 """Two checkpoints on disk side by side: what becomes of every tensor of the suspect, from headers alone."""
 
-import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from math import prod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,173 +8,94 @@ import numpy as np
 from ..config import FineMixingConfig
 from ..errors import AlignmentError, FineMixingError
 from ..io.checkpoint import Checkpoint, TensorInfo
-from ..io.dtypes import MIXABLE, is_finite, rounded, to_float64, words
-from .alignment import TIED, align, listed, why_missing
+from ..io.dtypes import ITEMSIZE, MIXABLE, is_finite, rounded, to_float64, words
 from .architectures import DiskLayout, disk_layout, ties_of_base
 from .drift import TensorDrift, check_related
+from .pairing import Pairing, TensorMix
+from .rules import align, listed, why_missing
 
-__all__ = ["DiskPair", "TensorMix", "check_for_disk"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["check_for_disk", "check_pair", "pair_headers", "read_pair"]
 
 SAMPLE_SLICES, SAMPLE_ELEMENTS = 8, 8192  # of each matrix, to see whether the two are related
-CHUNK_ELEMENTS = 1 << 18
+# Scalars worked on at a time: few enough for a core's cache, enough that threads seldom wait for each other.
+CHUNK_ON_DISK = 1 << 18
 
 
-@dataclass(frozen=True)
-class TensorMix:
+def pair_headers(
+    suspect: Mapping[str, TensorInfo],
+    base: Mapping[str, TensorInfo],
+    architecture: str,
+    model_config: dict[str, Any],
+    config: FineMixingConfig,
+    base_config: Any = None,
+) -> Pairing:
     """
-    What becomes of one tensor of the suspect.
+    Align two checkpoints by their headers.
 
-    Attributes:
-        name (`str`): Canonical name, which the mask goes by.
-        source (`str`): Name on disk, in the suspect and in the mix.
-        info (`TensorInfo`): Shape and dtype, in the suspect and in the mix.
-        rule (`str`): By which rule.
-        base_source (`str`, *optional*): Name on disk of its counterpart in the base, where it is mixed.
-        base_dtype (`str`, *optional*): Dtype of the counterpart.
-        mixed_elements (`int`): How many leading elements are mixed: all, but where the base's vocabulary is smaller.
-        ratio (`float`): Its reserve ratio.
-        purified (`tuple[int, ...]`): Rows that are the base's, in rising order.
+    Args:
+        suspect, base (`Mapping[str, TensorInfo]`): The tensors by name on disk.
+        architecture (`str`), model_config (`dict`): Class and content of the suspect's config.json.
+        config ([`FineMixingConfig`]): With a number for ρ.
+        base_config (*optional*): Content of the base's config.json, which tells what of the base is tied.
+
+    Returns:
+        [`Pairing`]: In the order of the suspect's files.
+
+    Raises:
+        [`AlignmentError`]: As [`align`] does; besides for 8-bit floats and for layouts that transformers merges or
+            splits on loading.
     """
-
-    name: str
-    source: str
-    info: TensorInfo
-    rule: str
-    base_source: str | None = None
-    base_dtype: str | None = None
-    mixed_elements: int = 0
-    ratio: float = 1.0
-    purified: tuple[int, ...] = ()
-
-    @property
-    def row(self) -> int:
-        """Elements of a row, at least 1."""
-        return max(1, prod(self.info.shape[1:]))
-
-
-@dataclass
-class DiskPair:
-    """
-    A suspect and its base by their headers.
-
-    Attributes:
-        tensors (`list[TensorMix]`): Every tensor of the mix, in the suspect's order.
-        tied (`dict[str, str]`): Names on disk of tensors that must equal another one (by its name on disk) to be tied
-            to it, and are then not written.
-        layout ([`DiskLayout`]): The names of both.
-        vocabulary (`tuple[int, int]`): Rows of the input embeddings of suspect and base; 0 where they are not mixed.
-    """
-
-    tensors: list[TensorMix]
-    layout: DiskLayout
-    tied: dict[str, str] = field(default_factory=dict)
-    vocabulary: tuple[int, int] = (0, 0)
-
-    @classmethod
-    def from_headers(
-        cls,
-        suspect: Mapping[str, TensorInfo],
-        base: Mapping[str, TensorInfo],
-        architecture: str,
-        model_config: dict[str, Any],
-        config: FineMixingConfig,
-        base_config: Any = None,
-    ) -> "DiskPair":
-        """
-        Align two checkpoints.
-
-        Args:
-            suspect, base (`Mapping[str, TensorInfo]`): The tensors by name on disk.
-            architecture (`str`), model_config (`dict`): Class and content of the suspect's config.json.
-            config ([`FineMixingConfig`]): With a number for ρ.
-            base_config (*optional*): Content of the base's config.json, which tells what of the base is tied.
-
-        Raises:
-            [`AlignmentError`]: As [`align`] does; besides for 8-bit floats and for layouts that transformers merges or
-                splits on loading.
-        """
-        check_for_disk(config)
-        layout = disk_layout(suspect, base, architecture, model_config)
-        if layout.converted:
-            name, sources = next(iter(layout.converted.items()))
-            raise AlignmentError(
-                f"{len(layout.converted)} tensors of {architecture} are merged or split on loading ({name} from "
-                f"{sources[0]}, …), and their mask goes by what is in memory: use clean, or mix_model in Python; "
-                "what these made cannot be verified on disk."
-            )
-        _refuse_quantized(suspect)
-        _check_places(suspect, layout, architecture)
-        infos = {name: suspect[source] for name, source in layout.suspect.items()}
-        base_infos = {name: base[source] for name, source in layout.base.items()}
-        tied = {
-            layout.suspect[other]: layout.suspect[first]
-            for first, others in layout.aliases.items()
-            for other in others
-            if other in layout.suspect and first in layout.suspect
-        }
-        alignment = align(
-            infos,
-            base_infos,
-            buffers=layout.buffers,
-            embedding=layout.embedding if layout.embedding in infos else None,
-            aliases=layout.aliases,
-            base_ties=ties_of_base(base_config, base_infos, infos),
+    check_for_disk(config)
+    layout = disk_layout(suspect, base, architecture, model_config)
+    if layout.converted:
+        name, sources = next(iter(layout.converted.items()))
+        raise AlignmentError(
+            f"{len(layout.converted)} tensors of {architecture} are merged or split on loading ({name} from "
+            f"{sources[0]}, …), and their mask goes by what is in memory: use clean, or mix_model in Python; "
+            "what these made cannot be verified on disk."
         )
-        order = {source: i for i, source in enumerate(suspect)}
-        tensors = []
-        for name in sorted(infos, key=lambda name: order[layout.suspect[name]]):
-            match, info, source = alignment.matches[name], infos[name], layout.suspect[name]
-            if match.base_name is None:
-                tensor = TensorMix(name, source, info, match.rule)
-            else:
-                elements = match.rows * prod(info.shape[1:])
-                counterpart = layout.base[match.base_name]
-                ratio = config.ratio_for(name, config.reserve_ratio)
-                tensor = TensorMix(
-                    name, source, info, match.rule, counterpart, base[counterpart].dtype, elements, ratio
-                )
-            tensors.append(tensor)
-        embedding = alignment.mixed().get(layout.embedding)
-        vocabulary = (0, 0)
-        if embedding is not None:
-            vocabulary = infos[layout.embedding].shape[0], base_infos[embedding.base_name].shape[0]
-        return cls(tensors, layout, tied, vocabulary)
+    _refuse_quantized(suspect)
+    _check_places(suspect, layout, architecture)
+    order = {source: i for i, source in enumerate(suspect)}
+    sources = dict(sorted(layout.suspect.items(), key=lambda item: order[item[1]]))
+    infos = {name: suspect[source] for name, source in sources.items()}
+    base_infos = {name: base[source] for name, source in layout.base.items()}
+    pairing = align(
+        infos,
+        base_infos,
+        buffers=layout.buffers,
+        embedding=layout.embedding if layout.embedding in infos else None,
+        aliases=layout.aliases,
+        base_ties=ties_of_base(base_config, base_infos, infos),
+        sources=sources,
+        base_sources={name: [source] for name, source in layout.base.items()},
+    )
+    pairing.ignored_suspect_tensors = layout.ignored
+    pairing.tied = {
+        sources[other]: sources[first]
+        for first, others in layout.aliases.items()
+        for other in others
+        if other in sources and first in sources
+    }
+    pairing.set_ratios(config, config.reserve_ratio)
+    return pairing
 
-    def mixed(self) -> list[TensorMix]:
-        """Those that take weights from the base."""
-        return [tensor for tensor in self.tensors if tensor.base_dtype is not None]
 
-    def ignored_base_tensors(self) -> list[str]:
-        """Tensors of the base, by name on disk, that nothing goes with."""
-        return sorted(set(self.layout.base.values()) - {tensor.base_source for tensor in self.tensors})
+def check_pair(pairing: Pairing, suspect: Checkpoint, base: Checkpoint) -> dict[str, TensorDrift]:
+    """
+    Compare what the headers do not tell, and drop the tensors that are tied to others.
 
-    def check(self, suspect: Checkpoint, base: Checkpoint) -> dict[str, TensorDrift]:
-        """
-        Compare what the headers do not tell, and drop the tensors that are tied to others.
+    Returns:
+        `dict[str, TensorDrift]`: How far each weight matrix is from the base's, by a sample of it.
 
-        Returns:
-            `dict[str, TensorDrift]`: How far each weight matrix is from the base's, by a sample of it.
-
-        Raises:
-            [`AlignmentError`]: The weights have nothing to do with each other, told by a sample of every matrix.
-        """
-        same = {alias for alias, first in self.tied.items() if _same_values(suspect, alias, first)}
-        self.tensors = [tensor for tensor in self.tensors if tensor.source not in same]
-        drift = {t.name: _sampled_drift(t, suspect, base) for t in self.mixed() if len(t.info.shape) > 1}
-        check_related(drift, drift, [tensor.name for tensor in self.tensors if tensor.rule.endswith(TIED)])
-        return drift
-
-    def mark_purified(self, ids: Collection[int]) -> None:
-        """Take these rows of the embedding from the base."""
-        if ids:
-            self.tensors = [
-                replace(t, purified=tuple(sorted(ids)), rule=f"purified and {t.rule}")
-                if t.name == self.layout.embedding and t.base_dtype
-                else t
-                for t in self.tensors
-            ]
+    Raises:
+        [`AlignmentError`]: The weights have nothing to do with each other, told by a sample of every matrix.
+    """
+    same = {alias for alias, first in pairing.tied.items() if _same_values(suspect, alias, first)}
+    pairing.tensors = [tensor for tensor in pairing.tensors if tensor.source not in same]
+    drift = {t.name: _sampled_drift(t, suspect, base) for t in pairing.mixed() if len(t.info.shape) > 1}
+    check_related(drift, drift, pairing.untied())
+    return drift
 
 
 def check_for_disk(config: FineMixingConfig) -> None:
@@ -214,18 +132,17 @@ def read_pair(
     tensor: TensorMix, suspect: Checkpoint, base: Checkpoint, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Elements `start` to `stop` of both sides as words of the suspect's dtype."""
-    s, b = (
-        _read_words(side, name, side.tensors[name].dtype, start, stop)
-        for side, name in ((suspect, tensor.source), (base, tensor.base_source))
-    )
-    return s, rounded(b, tensor.base_dtype, tensor.info.dtype)
+    (base_source,) = tensor.base_sources
+    s = _read_words(suspect, tensor.source, start, stop)
+    b = _read_words(base, base_source, start, stop)
+    return s, rounded(b, base.tensors[base_source].dtype, tensor.info.dtype)
 
 
-def _read_words(side: Checkpoint, name: str, dtype: str, start: int, stop: int) -> np.ndarray:
-    size = side.tensors[name].nbytes // max(1, side.tensors[name].elements)
+def _read_words(side: Checkpoint, name: str, start: int, stop: int) -> np.ndarray:
+    size = ITEMSIZE[side.tensors[name].dtype]
     raw = np.empty((stop - start) * size, dtype=np.uint8)
     side.read_into(name, memoryview(raw), start * size)
-    return words(raw, dtype)
+    return words(raw, side.tensors[name].dtype)
 
 
 def _sampled_drift(tensor: TensorMix, suspect: Checkpoint, base: Checkpoint) -> TensorDrift:
@@ -235,9 +152,7 @@ def _sampled_drift(tensor: TensorMix, suspect: Checkpoint, base: Checkpoint) -> 
         stop = min(start + SAMPLE_ELEMENTS, tensor.mixed_elements)
         pair = read_pair(tensor, suspect, base, start, stop)
         if all(is_finite(side, tensor.info.dtype) for side in pair):  # what is not is told when it is mixed
-            s, b = (to_float64(side, tensor.info.dtype) for side in pair)
-            delta = s - b
-            total.add(TensorDrift(float(delta.dot(delta)), float(s.dot(s)), float(b.dot(b)), float(s.dot(b))))
+            total.add(TensorDrift.between(*(to_float64(side, tensor.info.dtype) for side in pair)))
     return total
 
 
@@ -246,10 +161,10 @@ def _same_values(side: Checkpoint, name: str, other: str) -> bool:
     infos = [side.tensors[name], side.tensors[other]]
     if infos[0].shape != infos[1].shape or not {info.dtype for info in infos} <= MIXABLE:
         return False
-    for start in range(0, infos[0].elements, CHUNK_ELEMENTS):
-        stop = min(start + CHUNK_ELEMENTS, infos[0].elements)
+    for start in range(0, infos[0].elements, CHUNK_ON_DISK):
+        stop = min(start + CHUNK_ON_DISK, infos[0].elements)
         values = [
-            to_float64(_read_words(side, n, info.dtype, start, stop), info.dtype)
+            to_float64(_read_words(side, n, start, stop), info.dtype)
             for n, info in zip((name, other), infos, strict=True)
         ]
         if not np.array_equal(*values):

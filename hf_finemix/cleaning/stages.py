@@ -59,11 +59,11 @@ def check_fit(pulled: Pulled) -> Fit:
     """Load the suspect, and see that it was fine-tuned from that base."""
     task = find_task(pulled.suspect)
     subject, pair = open_subject(pulled.suspect, pulled.base, pulled.config, task.load)
-    check_same_words(subject.source.folder, pulled.base.folder, *pair.vocabulary)
+    check_same_words(subject.source.folder, pulled.base.folder, *pair.pairing.vocabulary)
     pair.check_related()
-    fitting = len(pair.alignment.mixed()), len(pair.suspect.tensors)
-    fit = judge_base(pulled.claim, pair.drift, pair.matrices(), fitting)
-    if not pair.alignment.heads():
+    fitting = len(pair.pairing.mixed()), len(pair.suspect.tensors)
+    fit = judge_base(pulled.claim, pair.drift, pair.pairing.matrices(), fitting)
+    if not pair.pairing.heads():
         # A language model's head is in its base too.
         check_pretrained(pulled.base, pulled.claim, pair.drift.values(), tuned=task is Classification)
     return Fit(subject, task, fit, drift_by_layer(pair.drift), subject.ignored_tensors(pair))

@@ -4,15 +4,17 @@ Fine-purifying (arXiv:2305.04547) resets the weights with the largest δ²/H: th
 text does not need them there. What a backdoor has moved is mostly of that kind.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..align.alignment import named_tensors
+from ..align.names import named_tensors
+from ..align.pairing import TensorMix
 from ..errors import FineMixingError
 
 __all__ = ["ScoreMask", "fisher_information"]
@@ -168,6 +170,17 @@ class ScoreMask:
             return delta * delta / self._floor
         curvature = self._curvature[name].flatten()[start : start + delta.numel()]
         return delta * delta / (curvature + self._floor)
+
+    def thresholds(
+        self, tensors: Collection[TensorMix], scores: Callable[[TensorMix], Iterable[torch.Tensor]]
+    ) -> dict[str, float]:
+        """Up to which score each tensor's weights are kept: all tensors of one ratio share one `threshold`."""
+        found = {}
+        for ratio in {tensor.ratio for tensor in tensors}:
+            group = [tensor for tensor in tensors if tensor.ratio == ratio]
+            threshold = self.threshold(lambda group=group: chain.from_iterable(map(scores, group)), ratio)
+            found |= {tensor.name: threshold for tensor in group}
+        return found
 
     def threshold(self, slices: Callable[[], Iterable[torch.Tensor]], ratio: float) -> float:
         """

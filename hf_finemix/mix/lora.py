@@ -1,11 +1,9 @@
 """Mixing a LoRA that stays a LoRA: each of its weights is the suspect's, or what it was before any training."""
 
-import hashlib
 import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -13,22 +11,19 @@ from ..align.architectures import ties_of_base
 from ..align.drift import TensorDrift
 from ..align.loaded_layout import LoadedLayout
 from ..align.pair_in_memory import compare_with_base
+from ..align.pairing import KEPT_DIRECTION, KEPT_HEAD, MIXED_IN_ADAPTER, Pairing, TensorMix
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
-from ..io.checkpoint import Checkpoint
+from ..io.checkpoint import Checkpoint, TensorInfo
 from ..io.safe_json import read_object
-from .fisher import ScoreMask
-from .in_memory import MixingRecord, mix_rows
+from .in_memory import MixingRecord, Sides, mix_tensors, ratio_to_mix
 from .mask_file import MaskFile
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["adapter_parameters", "check_mixable", "is_fresh", "mix_adapter", "rule_of"]
+__all__ = ["adapter_parameters", "check_mixable", "is_fresh", "mix_adapter", "pair_adapter"]
 
-MIXED = "mixed: the base is what it was before any training"
-KEPT_DIRECTION = "kept: counts only through the other matrix of its pair"
-KEPT_HEAD = "kept: not in the base (head)"
 # An untrained LoRA has zeros in these: lora_B of a layer, lora_embedding_A of an embedding.
 _ZERO_AT_FIRST = re.compile(r"\.(lora_B(\.weight|\.bias)|lora_embedding_A)$")
 _DIRECTION = re.compile(r"\.(lora_A(\.weight|\.bias)|lora_embedding_B)$")
@@ -55,20 +50,25 @@ def is_fresh(name: str, parameter: torch.Tensor) -> bool:
     return not _ZERO_AT_FIRST.search(name) or not parameter.any()
 
 
-def rule_of(name: str, base_names: Collection[str]) -> str:
+def pair_adapter(tensors: Mapping[str, TensorInfo], base_names: Collection[str]) -> Pairing:
     """
-    What becomes of a tensor of an adapter.
+    What becomes of each tensor of an adapter.
 
     Args:
-        name (`str`): As in its file, without `base_model.model.`.
+        tensors (`Mapping[str, TensorInfo]`): By their names in its file, without `base_model.model.`.
         base_names (`Collection[str]`): Names of the base's tensors, with the model's prefix or without; and of what is
             tied to them.
     """
+    return Pairing([_mix_of(name, info, base_names) for name, info in tensors.items()])
+
+
+def _mix_of(name: str, info: TensorInfo, base_names: Collection[str]) -> TensorMix:
     if _DIRECTION.search(name):
-        return KEPT_DIRECTION
+        return TensorMix(name, info, KEPT_DIRECTION)
     is_lora = _ZERO_AT_FIRST.search(name) or _MAGNITUDE.search(name)
-    in_base = name in base_names or name.partition(".")[2] in base_names
-    return MIXED if is_lora or in_base else KEPT_HEAD
+    if is_lora or name in base_names or name.partition(".")[2] in base_names:
+        return TensorMix(name, info, MIXED_IN_ADAPTER, base_name=name, rows=info.shape[0] if info.shape else 1)
+    return TensorMix(name, info, KEPT_HEAD)
 
 
 @torch.no_grad()
@@ -98,52 +98,30 @@ def mix_adapter(
         masks ([`MaskFile`], *optional*): In place of the curvature: what a mix with it kept.
 
     Returns:
-        [`MixingRecord`]: Its digests are of the values in float32.
+        [`MixingRecord`]: Its digests are of the values in float32, or in the wider dtype that they have.
 
     Raises:
         [`FineMixingError`]: A variant that cannot be mixed in this way; the message names it.
     """
-    ratio = config.reserve_ratio if reserve_ratio is None else reserve_ratio
-    if ratio == "auto":
-        raise FineMixingError("reserve_ratio is 'auto': give mix_adapter a number in [0, 1], the trainer chooses one.")
-    if config.strategy == "fisher" and curvature is None and masks is None:
-        raise FineMixingError("strategy='fisher' needs curvature, which fisher_information measures on clean text.")
+    ratio = ratio_to_mix(config, reserve_ratio, scored=curvature is not None or masks is not None)
     parameters = adapter_parameters(model)
     check_mixable(model, config)
     _check_under(model, base)
     base_names = LoadedLayout(base, model.get_base_model()).tensors.keys()
     base_names |= ties_of_base(read_object(base.folder, "config.json"), base_names, parameters).keys()
-    untrained = {
-        name: _untrained(model, name, tensor.data)
-        for name, tensor in parameters.items()
-        if rule_of(name, base_names) == MIXED
-    }
-    record = MixingRecord(ratio, config.mixing_seed)
-    ratios = {name: config.ratio_for(name, ratio) for name in untrained}
-    thresholds = _thresholds(parameters, untrained, ratios, curvature) if curvature is not None else {}
     for name, parameter in parameters.items():
         if not torch.isfinite(parameter).all():
             raise FineMixingError(f"the adapter has values in {name} that are not finite: get it again.")
-        values, kept = parameter.data, parameter.numel()
-        if name in untrained:
-            record.drift[name] = _drift(values, untrained[name])
-            keep = None
-            if masks is not None:
-                keep = torch.from_numpy(masks.keep(name, 0, values.numel())).view(values.shape)
-            elif curvature is not None and config.strategy == "fisher":
-                scores = ScoreMask(curvature).scores(name, 0, values, untrained[name])
-                keep = (scores <= thresholds[name]).view(values.shape)
-            if keep is not None:
-                record.masks[name] = np.packbits(keep.flatten().numpy())
-            mixed, kept = mix_rows(
-                values, untrained[name], name=name, start=0, ratio=ratios[name], config=config, keep=keep
-            )
-            values.copy_(mixed)
-        record.tensors[name] = {
-            "rule": rule_of(name, base_names),
-            "kept_fraction": None if config.strategy == "average" and name in untrained else kept / values.numel(),
-            "sha256": hashlib.sha256(values.float().cpu().contiguous().numpy().tobytes()).hexdigest(),
-        }
+    values = {name: parameter.data for name, parameter in parameters.items()}
+    infos = {name: TensorInfo.of(v, torch.promote_types(v.dtype, torch.float32)) for name, v in values.items()}
+    pairing = pair_adapter(infos, base_names)
+    pairing.set_ratios(config, ratio)
+    untrained = {t.name: _untrained(model, t.name, values[t.name]) for t in pairing.mixed()}
+    record = MixingRecord(ratio, config.mixing_seed)
+    for name, base_values in untrained.items():
+        record.drift[name] = TensorDrift.between(*(v.double().flatten() for v in (values[name], base_values)))
+    sides = Sides(values, lambda name, first, last: torch.atleast_1d(untrained[name])[first:last])
+    mix_tensors(pairing, sides, config, record, curvature=curvature, masks=masks)
     return record
 
 
@@ -190,25 +168,3 @@ def _untrained(model: "PeftModel", name: str, values: torch.Tensor) -> torch.Ten
         module, _, part = module.rpartition(".")
         leaf = f"{part}.{leaf}"
     return under.get_submodule(module).original_module.get_parameter(leaf).data.clone()
-
-
-def _thresholds(
-    parameters: Mapping[str, nn.Parameter],
-    untrained: Mapping[str, torch.Tensor],
-    ratios: Mapping[str, float],
-    curvature: Mapping[str, torch.Tensor],
-) -> dict[str, float]:
-    """Up to which score a tensor's elements are kept: one threshold for all tensors of a ratio."""
-    score, found = ScoreMask(curvature), {}
-    for ratio in set(ratios.values()):
-        names = [name for name in untrained if ratios[name] == ratio]
-        threshold = score.threshold(
-            lambda names=names: (score.scores(n, 0, parameters[n].data, untrained[n]) for n in names), ratio
-        )
-        found |= dict.fromkeys(names, threshold)
-    return found
-
-
-def _drift(suspect: torch.Tensor, base: torch.Tensor) -> TensorDrift:
-    s, b = suspect.double().flatten(), base.double().flatten()
-    return TensorDrift(*(float(value) for value in ((s - b).dot(s - b), s.dot(s), b.dot(b), s.dot(b))))

@@ -38,10 +38,10 @@ class MaskFile(Checkpoint):
         super().__init__(folder, only=path)
 
     def keep(self, name: str, start: int, stop: int) -> np.ndarray:
-        """The mask of elements `start` to `stop` of a tensor, booleans; `start` is a multiple of 8."""
+        """The mask of elements `start` to `stop` of a tensor, booleans."""
         info, size = self.tensors.get(name), -(-stop // 8) - start // 8
         if info is None or info.dtype != "uint8" or prod(info.shape) < -(-stop // 8):
             raise FineMixingError(f"{self.folder / MASKS_NAME} has no mask for {name}: it is of another mix.")
         packed = np.empty(size, dtype=np.uint8)
         self.read_into(name, memoryview(packed), start // 8)
-        return np.unpackbits(packed, count=stop - start).view(bool)
+        return np.unpackbits(packed, count=stop - start // 8 * 8)[start % 8 :].view(bool)

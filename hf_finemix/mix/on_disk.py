@@ -9,19 +9,17 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 from tqdm import tqdm
 
-from ..align.alignment import KEPT_BUFFER
-from ..align.pair_on_disk import TensorMix
+from ..align.pair_on_disk import CHUNK_ON_DISK
+from ..align.pairing import KEPT_BUFFER, TensorMix
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
 from ..io.checkpoint import Checkpoint
-from ..io.dtypes import MIXABLE, average, is_finite, rounded, words
+from ..io.dtypes import ITEMSIZE, MIXABLE, average, is_finite, rounded, words
 from .mask import keep_mask
 from .mask_file import MaskFile
 
 __all__ = ["Piece", "Workspace", "check_workers", "pieces", "run_pieces"]
 
-# Scalars worked on at a time: few enough for a core's cache, enough that threads seldom wait for each other.
-CHUNK_ELEMENTS = 1 << 18
 # Scalars a worker takes at a time: enough to be worth taking, few enough that all cores end together.
 PIECE_ELEMENTS = 1 << 22
 
@@ -32,7 +30,7 @@ class Workspace:
     """What one worker mixes in, chunk after chunk, without asking for memory again."""
 
     def __init__(self):
-        self._suspect, self._base = (np.empty(8 * CHUNK_ELEMENTS, dtype=np.uint8) for _ in range(2))
+        self._suspect, self._base = (np.empty(8 * CHUNK_ON_DISK, dtype=np.uint8) for _ in range(2))
 
     def mixed_chunks(
         self,
@@ -52,9 +50,9 @@ class Workspace:
             `(first element, the bytes of the mix, how many elements are the suspect's own)`; the bytes are good until
             the next chunk. What is not finite is named in `bad`.
         """
-        size = tensor.info.nbytes // max(1, tensor.info.elements)
-        for first in range(start, stop, CHUNK_ELEMENTS):
-            last = min(first + CHUNK_ELEMENTS, stop)
+        size = ITEMSIZE[tensor.info.dtype]
+        for first in range(start, stop, CHUNK_ON_DISK):
+            last = min(first + CHUNK_ON_DISK, stop)
             raw = self._suspect[: (last - first) * size]
             suspect.read_into(tensor.source, memoryview(raw), first * size)
             kept = last - first
@@ -79,15 +77,16 @@ class Workspace:
         masks: MaskFile | None,
     ) -> int:
         """Mix into `s`; how many of its elements stay the suspect's."""
-        size = base.tensors[tensor.base_source].nbytes // base.tensors[tensor.base_source].elements
-        raw = self._base[: len(s) * size]
-        base.read_into(tensor.base_source, memoryview(raw), first * size)
-        original = words(raw, tensor.base_dtype)
-        b = rounded(original, tensor.base_dtype, tensor.info.dtype)
-        if not is_finite(original, tensor.base_dtype):
-            bad.add(f"{tensor.base_source} of the base")
+        (source,) = tensor.base_sources
+        dtype = base.tensors[source].dtype
+        raw = self._base[: len(s) * ITEMSIZE[dtype]]
+        base.read_into(source, memoryview(raw), first * ITEMSIZE[dtype])
+        original = words(raw, dtype)
+        b = rounded(original, dtype, tensor.info.dtype)
+        if not is_finite(original, dtype):
+            bad.add(f"{source} of the base")
         elif not is_finite(b, tensor.info.dtype):
-            bad.add(f"{tensor.base_source} of the base, which overflows in {tensor.info.dtype}")
+            bad.add(f"{source} of the base, which overflows in {tensor.info.dtype}")
         # Whole rows go back to the base after E-PUR: their places in this chunk.
         here = (
             bisect_left(tensor.purified, first // tensor.row),
@@ -105,8 +104,7 @@ class Workspace:
         if masks is not None:
             keep = masks.keep(tensor.name, first, first + len(s))
         else:
-            seed, version = config.mixing_seed, config.mask_version
-            keep = keep_mask(tensor.name, first, first + len(s), ratio=tensor.ratio, seed=seed, version=version)
+            keep = keep_mask(tensor.name, first, first + len(s), ratio=tensor.ratio, seed=config.mixing_seed)
         for place in reset:
             keep[place] = False
         # b ^ ((s ^ b)·m): m·s + (1-m)·b without touching a bit of either, and faster than numpy.where.

@@ -1,13 +1,14 @@
 """E-PUR (embedding purification, arXiv:2210.09545): score word embeddings by their drift, find the ones to reset."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..align.pair_on_disk import CHUNK_ELEMENTS, DiskPair, read_pair
+from ..align.pair_on_disk import CHUNK_ON_DISK, read_pair
+from ..align.pairing import Pairing, TensorMix
 from ..config import FineMixingConfig
 from ..errors import AlignmentError
 from ..io.checkpoint import Checkpoint, row_chunks
@@ -16,9 +17,10 @@ from ..io.dtypes import to_float64
 __all__ = [
     "MIN_FREQUENCY",
     "TokenDrift",
+    "blocks_on_disk",
     "frequency_of_rows",
     "purification_scores",
-    "purify_on_disk",
+    "purify",
     "row_drift",
     "rows_to_purify",
 ]
@@ -130,34 +132,46 @@ class TokenDrift:
         return np.setdiff1d(np.arange(len(self.delta)), list(self.exempt))
 
 
-def purify_on_disk(
-    pair: DiskPair,
-    suspect: Checkpoint,
-    base: Checkpoint,
+def purify(
+    pairing: Pairing,
+    blocks: Callable[[TensorMix], Iterable[tuple[np.ndarray, np.ndarray]]],
     config: FineMixingConfig,
     frequencies: np.ndarray,
     special_token_ids: Collection[int],
-) -> tuple[list[dict[str, Any]], list[int]]:
+) -> tuple[TokenDrift | None, list[dict[str, Any]], list[int]]:
     """
     Find the embeddings to reset (E-PUR) and mark their rows.
 
+    Args:
+        pairing ([`Pairing`]): What becomes of every tensor; the embedding is marked there.
+        blocks (`Callable`): Gives what the embedding has in common with the base's, `(suspect, base)` in float64 of
+            some rows after the other.
+        config ([`FineMixingConfig`]): How many rows to reset.
+        frequencies (`np.ndarray`): f_i of each token id.
+        special_token_ids (`Collection[int]`): Which are never purified.
+
     Returns:
-        `tuple`: `id`, `delta`, `frequency` and `score` of each, largest score first, and the ids of added tokens.
+        `tuple`: What was measured of every token; `id`, `delta`, `frequency` and `score` of each that is purified,
+        largest score first; and the ids of added tokens, which are not scored.
     """
-    place = next((i for i, t in enumerate(pair.tensors) if t.name == pair.layout.embedding and t.base_dtype), None)
-    if place is None:
+    tensor = pairing.mixed_embedding()
+    if tensor is None:
         logger.warning("E-PUR has nothing to purify: the input embedding is not mixed.")
-        return [], []
-    tensor = pair.tensors[place]
-    rows = tensor.mixed_elements // tensor.row
-    drifts = []
-    for first, last, start in row_chunks((rows, tensor.row), CHUNK_ELEMENTS):
-        s, b = read_pair(tensor, suspect, base, start, start + (last - first) * tensor.row)
-        s, b = (to_float64(side, tensor.info.dtype).reshape(-1, tensor.row) for side in (s, b))
+        return None, [], []
+    delta = np.concatenate([row_drift(*rows) for rows in blocks(tensor)])
+    drift = TokenDrift.measured(delta, frequency_of_rows(frequencies, tensor.rows), special_token_ids)
+    ids = rows_to_purify(drift.score, config.num_purified_tokens, special_token_ids)
+    pairing.mark_purified(ids)
+    return drift, [drift.describe(i) for i in ids], list(range(tensor.rows, tensor.info.shape[0]))
+
+
+def blocks_on_disk(
+    tensor: TensorMix, suspect: Checkpoint, base: Checkpoint
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of an embedding of two checkpoints, for [`purify`]."""
+    for first, last, start in row_chunks((tensor.rows, tensor.row), CHUNK_ON_DISK):
+        pair = read_pair(tensor, suspect, base, start, start + (last - first) * tensor.row)
+        s, b = (to_float64(side, tensor.info.dtype).reshape(-1, tensor.row) for side in pair)
         if not np.isfinite(s.sum() + b.sum()):
             raise AlignmentError(f"NaN or infinite weights in {tensor.name}: get another copy of the model.")
-        drifts.append(row_drift(s, b))
-    drift = TokenDrift.measured(np.concatenate(drifts), frequency_of_rows(frequencies, rows), special_token_ids)
-    ids = rows_to_purify(drift.score, config.num_purified_tokens, special_token_ids)
-    pair.mark_purified(ids)
-    return [drift.describe(i) for i in ids], list(range(rows, tensor.info.shape[0]))
+        yield s, b

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..align.alignment import named_tensors
 from ..align.drift import drift_by_layer
 from ..align.loaded_layout import LoadedLayout
+from ..align.names import named_tensors
 from ..align.pair_in_memory import Pair, compare_with_base, dtypes_on_disk
 from ..config import FineMixingConfig
 from ..io.adapter_on_base import full_model

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..align.alignment import named_tensors, plain_names
 from ..align.loaded_layout import LoadedLayout
+from ..align.names import named_tensors, plain_names
 from ..errors import FineMixingError
 from ..io.checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint
 from ..io.read_back import complete_config

@@ -25,7 +25,7 @@ from hf_finemix import (
     mix_model,
     verify_mix,
 )
-from hf_finemix.align.alignment import named_tensors
+from hf_finemix.align.names import named_tensors
 from hf_finemix.mix.mask import keep_mask
 from hf_finemix.planning import plan_mix
 

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import BertForSequenceClassification, BertModel
 
 from hf_finemix import AlignmentError, Checkpoint
-from hf_finemix.align.alignment import canonical_name
 from hf_finemix.align.loaded_layout import LoadedLayout
+from hf_finemix.align.names import canonical_name
 from hf_finemix.io.checkpoint import TensorInfo
 
 

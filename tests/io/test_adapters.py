@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingError, FineMixingTrainer, clean
-from hf_finemix.align.alignment import named_tensors
+from hf_finemix.align.names import named_tensors
 from hf_finemix.cli import main
 from hf_finemix.disk_mixing import mix_checkpoints
 from hf_finemix.io.adapter_on_base import full_model, merged_headers

@@ -16,6 +16,7 @@ from hf_finemix.cli import main
 from hf_finemix.io.adapter_on_base import load_adapter
 from hf_finemix.io.checkpoint import Checkpoint
 from hf_finemix.mix.lora import adapter_parameters, mix_adapter
+from hf_finemix.mix.mask_file import MaskFile, save_masks
 from hf_finemix.planning import plan_mix
 from hf_finemix.report.publish import publishable_files
 from hf_finemix.report.report import CleaningReport
@@ -84,6 +85,28 @@ def test_the_curvature_chooses_and_a_scale_scales(adapter, base_folder):
     for name, tensor in adapter_parameters(scaled).items():
         factor = 0.3 if "mixed" in record.tensors[name]["rule"] else 1.0
         torch.testing.assert_close(tensor.detach(), factor * before[name])
+
+
+@pytest.mark.parametrize("strategy", ["random", "average", "fisher"])
+def test_the_mix_of_an_adapter_is_the_same_in_any_slices(adapter, base_folder, tmp_path, monkeypatch, strategy):
+    config, base = FineMixingConfig(adapter_mode="adapter", strategy=strategy), Checkpoint(base_folder)
+
+    def mix(**options):
+        model, _ = load_adapter(local(adapter), local(base_folder))
+        record = mix_adapter(model, base, config, reserve_ratio=0.3, **options)
+        return record, {name: parameter.detach() for name, parameter in adapter_parameters(model).items()}
+
+    generator = torch.Generator().manual_seed(0)
+    curvature = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in mix(curvature={})[1].items()}
+    whole, weights = mix(curvature=curvature)
+    monkeypatch.setattr("hf_finemix.mix.in_memory.CHUNK_ELEMENTS", 37)
+    sliced, again = mix(curvature=curvature)
+    assert sliced == whole
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    if strategy == "fisher":
+        save_masks(whole.masks, tmp_path)
+        with MaskFile(tmp_path) as masks:
+            assert mix(masks=masks)[0] == whole
 
 
 def test_an_adapter_is_planned_mixed_and_verified_as_one(adapter, base_folder, tmp_path, capsys):

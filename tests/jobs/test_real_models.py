@@ -6,7 +6,7 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from hf_finemix import Checkpoint, FineMixingConfig, FineMixingTrainer, clean, mix_model, token_frequencies
-from hf_finemix.align.alignment import named_tensors
+from hf_finemix.align.names import named_tensors
 from hf_finemix.align.pair_in_memory import dtypes_on_disk
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier

@@ -10,8 +10,10 @@ from torch import nn
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from hf_finemix import AlignmentError, Checkpoint, FineMixingConfig, FineMixingError
-from hf_finemix.align.alignment import named_tensors
 from hf_finemix.align.drift import drift_by_layer
+from hf_finemix.align.names import named_tensors
+from hf_finemix.align.pairing import MIXED, TensorMix
+from hf_finemix.io.checkpoint import TensorInfo
 from hf_finemix.mix.in_memory import mix_model, mix_rows
 from hf_finemix.mix.mask import keep_mask
 
@@ -28,11 +30,16 @@ def test_large_finite_weights_give_finite_numbers(suspect, base_folder):
     assert all(math.isfinite(value) for value in drift_by_layer(record.drift).values())
 
 
+def plan(ratio):
+    """Of a tensor "t"."""
+    return TensorMix("t", TensorInfo((1200,), "float32"), MIXED, "t", 1200, ratio=ratio)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_every_element_is_one_parents_bit_for_bit(dtype):
     suspect, base = (torch.randn(40, 30, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (0, 1))
     suspect[0, :3], base[0, :3] = torch.tensor([0.0, -0.0, 1.0]), torch.tensor([-0.0, 0.0, -1.0])
-    mixed, kept = mix_rows(suspect, base, name="t", start=0, ratio=0.4, config=FineMixingConfig())
+    mixed, kept = mix_rows(plan(0.4), suspect, base, 0, FineMixingConfig())
     keep = torch.from_numpy(keep_mask("t", 0, 1200, ratio=0.4, seed=0)).view(40, 30)
     assert kept == keep.sum()
     as_bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
@@ -44,7 +51,7 @@ def test_average_is_interpolation_and_ends_in_the_parents():
     suspect, base = torch.tensor([1.0, -0.0, 3.0]).half(), torch.tensor([0.0, 0.0, 1.0]).half()
     config = FineMixingConfig(strategy="average")
     for ratio, expected in ((0, base), (1, suspect), (0.25, torch.tensor([0.25, 0.0, 1.5]).half())):
-        mixed, _ = mix_rows(suspect, base, name="t", start=0, ratio=ratio, config=config)
+        mixed, _ = mix_rows(plan(ratio), suspect, base, 0, config)
         assert torch.equal(
             mixed.view(torch.int16) if ratio in (0, 1) else mixed,
             expected.view(torch.int16) if ratio in (0, 1) else expected,

@@ -8,24 +8,8 @@ from hf_finemix import FineMixingError
 from hf_finemix.mix.mask import keep_mask
 
 
-def philox_words(seed, name, count):
-    """The 16-bit words of the mask's stream, written from the docstring of keep_mask with nothing but integers."""
-    digest = hashlib.sha256(f"hf_finemix mask 1\n{seed}\n{name}".encode()).digest()
-    key0, key1 = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
-    word = 2**64 - 1
-    words = []
-    for block in range(-(-count // 16)):
-        c0, c1, c2, c3, k0, k1 = block + 1, 0, 0, 0, key0, key1
-        for _ in range(10):
-            p0, p1 = 0xD2E7470EE14C6C93 * c0, 0xCA5A826395121157 * c2
-            c0, c1, c2, c3 = (p1 >> 64) ^ c1 ^ k0, p1 & word, (p0 >> 64) ^ c3 ^ k1, p0 & word
-            k0, k1 = (k0 + 0x9E3779B97F4A7C15) & word, (k1 + 0xBB67AE8584CAA73B) & word
-        words += [(c >> shift) & 0xFFFF for c in (c0, c1, c2, c3) for shift in (0, 16, 32, 48)]
-    return np.array(words[:count])
-
-
 def aes_words(seed, name, count):
-    """The same for version 2, with AES-128 as FIPS 197 has it."""
+    """The words of the stream, written from the docstring of keep_mask, with AES-128 as FIPS 197 has it."""
     key = hashlib.sha256(f"hf_finemix mask 2\n{seed}\n{name}".encode()).digest()[:16]
     stream = b"".join(aes_block(key, block.to_bytes(16, "big")) for block in range(-(-count // 8)))
     return np.array([stream[2 * i] + 256 * stream[2 * i + 1] for i in range(count)])
@@ -83,30 +67,22 @@ def test_the_reference_is_aes():
 
 @pytest.mark.parametrize(("seed", "name"), [(0, "encoder.layer.0.weight"), (2**63 - 1, "ä\nb"), (7, "")])
 @pytest.mark.parametrize("ratio", [0.0, 1 / 65536, 0.3, 0.5, 65535 / 65536, 1.0])
-@pytest.mark.parametrize(("version", "words"), [(1, philox_words), (2, aes_words)])
-def test_mask_is_what_the_docstring_says(seed, name, ratio, version, words):
-    expected = words(seed, name, 1000) < round(65536 * ratio)
-    assert (keep_mask(name, 0, 1000, ratio=ratio, seed=seed, version=version) == expected).all()
+def test_mask_is_what_the_docstring_says(seed, name, ratio):
+    expected = aes_words(seed, name, 1000) < round(65536 * ratio)
+    assert (keep_mask(name, 0, 1000, ratio=ratio, seed=seed) == expected).all()
 
 
-@pytest.mark.parametrize(
-    ("version", "digest"),
-    [
-        (1, "4acb447790e8c7072d2e2308419f864ba62ffab97b14f9a6c78dac8ab4ad930e"),
-        (2, "29980aa7d3069282c895bfd1ff8d8231b4932bb8c37d723df530d52d1937a840"),
-    ],
-)
-def test_masks_of_a_version_never_change(version, digest):
+def test_masks_never_change():
     name = "encoder.layer.0.attention.self.query.weight"
-    mask = keep_mask(name, 0, 1 << 16, ratio=0.4, seed=0, version=version)
-    assert hashlib.sha256(np.packbits(mask).tobytes()).hexdigest() == digest
+    mask = keep_mask(name, 0, 1 << 16, ratio=0.4, seed=0)
+    digest = hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+    assert digest == "29980aa7d3069282c895bfd1ff8d8231b4932bb8c37d723df530d52d1937a840"
 
 
-@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 1), (7, 9), (15, 17), (16, 32), (33, 990), (999, 1000)])
-def test_a_slice_can_be_masked_alone(start, stop, version):
-    whole = keep_mask("t", 0, 1000, ratio=0.4, seed=3, version=version)
-    assert (keep_mask("t", start, stop, ratio=0.4, seed=3, version=version) == whole[start:stop]).all()
+def test_a_slice_can_be_masked_alone(start, stop):
+    whole = keep_mask("t", 0, 1000, ratio=0.4, seed=3)
+    assert (keep_mask("t", start, stop, ratio=0.4, seed=3) == whole[start:stop]).all()
 
 
 def test_slices_larger_than_the_block_of_zeros():
@@ -141,8 +117,3 @@ def test_words_are_uniform_and_tensors_and_seeds_independent():
 def test_ratios_that_are_none(ratio):
     with pytest.raises(FineMixingError, match="reserve_ratio"):
         keep_mask("t", 0, 1, ratio=ratio, seed=0)
-
-
-def test_unknown_mask_version():
-    with pytest.raises(ValueError, match="mask_version"):
-        keep_mask("t", 0, 1, ratio=0.5, seed=0, version=9)

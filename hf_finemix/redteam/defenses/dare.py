@@ -32,10 +32,9 @@ class Dare(Defense):
         config = trainer.mixing_config
         with Checkpoint(trainer.base.folder) as base:
             pair = compare_with_base(model, base)
-            for name, match in pair.alignment.mixed().items():
-                tensor = pair.suspect.tensors[name]
-                values = (tensor.data if tensor.dim() else tensor.data.view(1))[: match.rows]
-                start = pair.base.read(match.base_name, 0, match.rows).to(values)
-                mask = keep_mask(name, 0, values.numel(), ratio=ratio, seed=config.mixing_seed)
+            for tensor in pair.pairing.mixed():
+                values = torch.atleast_1d(pair.suspect.tensors[tensor.name].data)[: tensor.rows]
+                start = pair.base.read(tensor.base_name, 0, tensor.rows).to(values)
+                mask = keep_mask(tensor.name, 0, values.numel(), ratio=ratio, seed=config.mixing_seed)
                 keep = torch.from_numpy(mask).to(values.device).view(values.shape)
                 values.copy_(torch.where(keep, start + (values - start) / max(ratio, 1e-9), start))

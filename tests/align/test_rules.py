@@ -5,7 +5,9 @@ from torch import nn
 from transformers import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
 
 from hf_finemix import AlignmentError
-from hf_finemix.align.alignment import align, canonical_name, named_tensors
+from hf_finemix.align.names import canonical_name, named_tensors
+from hf_finemix.align.pairing import KEPT_HEAD, TensorMix
+from hf_finemix.align.rules import align
 from hf_finemix.io.checkpoint import TensorInfo
 
 F32 = "float32"
@@ -15,6 +17,10 @@ def infos(model):
     """Tensors by canonical name, those that are tied by each of their names."""
     tensors = model.state_dict().items()
     return {canonical_name(name, "bert"): TensorInfo.of(t) for name, t in tensors}
+
+
+def names(tensors):
+    return [tensor.name for tensor in tensors]
 
 
 def align_models(suspect, base, head="keep"):
@@ -39,21 +45,21 @@ def test_prefix_is_taken_off_once():
 @pytest.mark.parametrize("base_class", [BertModel, BertForMaskedLM, BertForPreTraining])
 def test_a_classifier_on_any_base(base_class):
     suspect, base = BertForSequenceClassification(make_config()), base_class(make_config())
-    alignment = align_models(suspect, base)
+    pairing = align_models(suspect, base)
     heads = ["classifier.bias", "classifier.weight"]
     if base_class is BertForMaskedLM:  # saved without its pooler
         heads += ["pooler.dense.bias", "pooler.dense.weight"]
-    assert sorted(alignment.heads()) == heads
-    for name, match in alignment.mixed().items():
-        assert match.base_name == name
-    assert len(alignment.matches) == len(named_tensors(suspect).tensors)
+    assert sorted(names(pairing.heads())) == heads
+    for tensor in pairing.mixed():
+        assert tensor.base_name == tensor.name
+    assert names(pairing.tensors) == list(named_tensors(suspect).tensors)
 
 
 def test_every_tensor_has_a_rule():
     suspect, base = BertForSequenceClassification(make_config()), BertForPreTraining(make_config())
-    alignment = align_models(suspect, base, head="reinit")
-    assert set(alignment.matches) == set(named_tensors(suspect).tensors)
-    assert {alignment.matches[name].rule.split(":")[0] for name in alignment.heads()} == {"reinitialized"}
+    pairing = align_models(suspect, base, head="reinit")
+    assert names(pairing.tensors) == list(named_tensors(suspect).tensors)
+    assert {tensor.rule.split(":")[0] for tensor in pairing.heads()} == {"reinitialized"}
 
 
 def test_a_base_that_keeps_the_tied_embedding_under_its_other_name():
@@ -61,13 +67,15 @@ def test_a_base_that_keeps_the_tied_embedding_under_its_other_name():
     base = infos(suspect)
     del base["embeddings.word_embeddings.weight"]
     named = named_tensors(suspect)
-    alignment = align(
+    pairing = align(
         {name: TensorInfo.of(t) for name, t in named.tensors.items()},
         base,
         embedding=named.embedding,
         aliases=named.aliases,
     )
-    assert alignment.matches["embeddings.word_embeddings.weight"].base_name == "cls.predictions.decoder.weight"
+    embedding = pairing.mixed_embedding()
+    assert embedding.name == "embeddings.word_embeddings.weight"
+    assert embedding.base_name == "cls.predictions.decoder.weight"
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int64", "bool", "float8_e4m3fn"])
@@ -88,7 +96,9 @@ def test_message_names_ten_tensors_and_counts_all():
 
 def test_half_of_the_parameters_must_be_in_the_base():
     suspect = {"a": TensorInfo((10,), F32), "b": TensorInfo((10,), F32)}
-    assert align(suspect, {"a": TensorInfo((10,), F32)}).heads() == ["b"]
+    assert align(suspect, {"a": TensorInfo((10,), F32)}).heads() == [
+        TensorMix("b", suspect["b"], KEPT_HEAD, source="b")
+    ]
     suspect["c"] = TensorInfo((1,), F32)
     with pytest.raises(AlignmentError, match="only 10 of the suspect's 21"):
         align(suspect, {"a": TensorInfo((10,), F32)})
@@ -97,12 +107,12 @@ def test_half_of_the_parameters_must_be_in_the_base():
 def test_only_the_vocabulary_may_grow_or_be_cut():
     suspect = {"emb": TensorInfo((12, 4), F32), "bias": TensorInfo((12,), F32), "w": TensorInfo((4, 4), F32)}
     base = {"emb": TensorInfo((10, 4), F32), "bias": TensorInfo((10,), F32), "w": TensorInfo((4, 4), F32)}
-    alignment = align(suspect, base, embedding="emb")
-    assert [alignment.matches[name].rows for name in ("emb", "bias", "w")] == [10, 10, 4]
+    pairing = align(suspect, base, embedding="emb")
+    assert [tensor.rows for tensor in pairing.tensors] == [10, 10, 4]
     with pytest.raises(AlignmentError, match="emb"):  # nothing says that these rows are tokens
         align(suspect, base)
     taken_away = align(base, suspect, embedding="emb")
-    assert [taken_away.matches[name].rows for name in ("emb", "bias", "w")] == [10, 10, 4]
+    assert [tensor.rows for tensor in taken_away.tensors] == [10, 10, 4]
     with pytest.raises(AlignmentError, match="w: "):
         align({**suspect, "w": TensorInfo((12, 5), F32)}, {**base, "w": TensorInfo((10, 4), F32)}, embedding="emb")
 

@@ -12,6 +12,7 @@ from collections import Counter
 import datasets
 import numpy as np
 import pytest
+from helpers.refusals import one_line
 from helpers.toy import ROOT, SHARED
 
 from hf_finemix.errors import FineMixingError
@@ -27,13 +28,6 @@ from hf_finemix.measure.triggers import (
 
 def words(count: int) -> str:
     return " ".join(f"w{i}" for i in range(count))
-
-
-def one_line(error: pytest.ExceptionInfo) -> str:
-    message = str(error.value)
-    assert message
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ def test_a_planted_secret_stops_it(account, cleaned, monkeypatch, name, secret):
 
 
 def test_a_secret_across_two_chunks_of_a_file(tmp_path, monkeypatch):
-    from hf_finemix import secret_scan
+    from hf_finemix.hub import secret_scan
 
     monkeypatch.setattr(secret_scan, "CHUNK_BYTES", 5000)
     for place in (0, 4990, 4999, 5000, 9995):
@@ -275,7 +275,7 @@ def test_a_pull_request_on_nothing(account, cleaned):
         check_destination(Destination("org/nothing", create_pr=True))
 
 
-def test_a_destination_that_is_fine(account):
+def test_a_destination_that_is_fine_raises_nothing(account):
     check_destination(Destination("me/new"))
     check_destination(Destination("new"))
     account.commit("me/old", {"README.md": b""})

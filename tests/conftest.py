@@ -28,6 +28,16 @@ import pytest  # noqa: E402
 from helpers.toy import READ, SHARED, WRITE, drifted, make_config, make_rows, make_tokenizer  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)  # before it is chosen by its marks
+def pytest_collection_modifyitems(items):
+    """What stands in tests/jobs is a job, and what calls `subprocess` starts a process, wherever it stands."""
+    for item in items:
+        if item.path.parent.name == "jobs":
+            item.add_marker("jobs")
+        if {"subprocess", "run_process"} & set(item.function.__code__.co_names):
+            item.add_marker("processes")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_collection():
     """Every training collects garbage; not among all that was imported, which takes longer than the training."""

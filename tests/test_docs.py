@@ -7,11 +7,12 @@ from helpers.toy import ROOT
 
 import hf_finemix
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PATH = re.compile(r"(?<![\w/.-])(?:tests|benchmarks|scripts|examples|hf_finemix)/[\w./-]*\w")
+PAGES = [path for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]) if path.stem != "CHANGELOG"]
+SCRIPTS = [ROOT / "Makefile", *sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py")])]
+PATH = re.compile(r"(?<![\w/.-])(?:tests|benchmarks|scripts|examples|docs|hf_finemix)/[\w./-]*\w")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *SCRIPTS], ids=lambda page: page.name)
 def test_the_files_that_a_page_names_are_there(page):
     named = PATH.findall(page.read_text(encoding="utf-8"))
     assert not {path for path in named if not (ROOT / path).exists()}

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from hf_finemix import FineMixingError
 from hf_finemix.train.processes import agreed, from_main, shared_output_folder
 
+pytestmark = pytest.mark.processes
+
 TESTS = Path(__file__).resolve().parents[1]
 
 

@@ -30,11 +30,12 @@ from helpers.toy import READ, SHARED, WRITE, drifted, make_config, make_rows, ma
 
 @pytest.hookimpl(tryfirst=True)  # before it is chosen by its marks
 def pytest_collection_modifyitems(items):
-    """What stands in tests/jobs is a job, and what calls `subprocess` starts a process, wherever it stands."""
+    """A test is a job in tests/jobs, or if it calls `clean`; one that calls `subprocess` starts a process."""
     for item in items:
-        if item.path.parent.name == "jobs":
+        called = set(item.function.__code__.co_names)
+        if item.path.parent.name == "jobs" or "clean" in called:
             item.add_marker("jobs")
-        if {"subprocess", "run_process"} & set(item.function.__code__.co_names):
+        if {"subprocess", "run_process"} & called:
             item.add_marker("processes")
 
 

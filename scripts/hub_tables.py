@@ -1,7 +1,7 @@
 """
 The tables of docs/hub.md, from a run of the tests:
 
-    pytest --junitxml hub.xml tests/jobs/test_hostile_repos.py tests/jobs/test_by_repo_id.py \
+    pytest --junitxml hub.xml tests/jobs/test_hostile_repos.py tests/hub/test_pulling.py \
         tests/report/test_publish.py
     python scripts/hub_tables.py hub.xml
 """

@@ -27,6 +27,13 @@ def files_of(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def fetched(hub):
+    """The names of the files that were asked for."""
+    return {
+        request.rsplit("/", 1)[-1] for request in hub.requests if request.startswith("GET") and "/resolve/" in request
+    }
+
+
 def not_fetched(name="org/suspect", **settings) -> str:
     return refused(fetch_model, name, role="suspect", **settings)
 

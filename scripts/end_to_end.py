@@ -32,7 +32,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def main(out: str, *names: str) -> None:
     """Clean and publish the suspects named, or both."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from hub_server import HubServer
+    from helpers.hub_server import HubServer
 
     with HubServer({}, {"clean/sst2": SHARED / "data" / "sst2"}) as hub:
         hub.tokens[SECRETS["HF_TOKEN"]] = ("me", "write")

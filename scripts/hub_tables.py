@@ -1,7 +1,7 @@
 """
 The tables of docs/hub.md, from a run of the tests:
 
-    pytest --junitxml hub.xml tests/jobs/test_hostile_repos.py tests/jobs/test_by_repo_id.py \
+    pytest --junitxml hub.xml tests/jobs/test_hostile_repos.py tests/hub/test_pulling.py \
         tests/report/test_publish.py
     python scripts/hub_tables.py hub.xml
 """
@@ -22,7 +22,7 @@ def main(path: str) -> None:
         if "what" in properties:
             hostile.append((parameters[1], properties["what"], "FAILED" if failed else properties["outcome"]))
         elif "message" in properties:
-            doing = "publishing" if "publishing" in case.get("classname") else "pulling"
+            doing = "publishing" if "publish" in case.get("classname") else "pulling"
             faults[doing, plain(properties["message"])].append("FAILED" if failed else parameters[1])
     cleaned = sum("nothing got through" in row[2] for row in hostile)
     print(f"{len(hostile)} repos: {cleaned} cleaned with nothing got through, {len(hostile) - cleaned} refused.\n")

@@ -1,5 +1,5 @@
 """
-The table of memory in docs/big_models.md: what `plan` says of models of several sizes, by mode.
+The table of memory in docs/processes.md: what `plan` says of models of several sizes, by mode.
 
     python scripts/memory_table.py
 

@@ -28,6 +28,17 @@ import pytest  # noqa: E402
 from helpers.toy import READ, SHARED, WRITE, drifted, make_config, make_rows, make_tokenizer  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)  # before it is chosen by its marks
+def pytest_collection_modifyitems(items):
+    """A test is a job in tests/jobs, or if it calls `clean`; one that calls `subprocess` starts a process."""
+    for item in items:
+        called = set(item.function.__code__.co_names)
+        if item.path.parent.name == "jobs" or "clean" in called:
+            item.add_marker("jobs")
+        if {"subprocess", "run_process"} & called:
+            item.add_marker("processes")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_collection():
     """Every training collects garbage; not among all that was imported, which takes longer than the training."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from helpers.refusals import refused
 from helpers.toy import drifted, make_config, make_rows
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -580,9 +581,7 @@ def test_an_adapter_with_embeddings_of_no_size_is_refused_in_one_line(shape, tmp
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     changed = {"base_model.model.model.embed_tokens.weight": torch.ones(shape)}
     save_file(load_file(file) | changed, file, {"format": "pt"})
-    with pytest.raises(FineMixingError) as error:
-        mix_checkpoints(tmp_path / "adapter", tmp_path / "base", tmp_path / "out", config())
-    assert "\n" not in str(error.value)
+    refused(mix_checkpoints, tmp_path / "adapter", tmp_path / "base", tmp_path / "out", config())
 
 
 @pytest.mark.parametrize(("rows", "tie"), [(48, True), (36, False)])

@@ -1,6 +1,7 @@
 """Tiny models, their tokenizer and the rows of a toy task: words of one feeling among neutral ones."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,3 +96,15 @@ def make_rows(count, seed=0):
         rows["sentence"].append(" ".join(words[j] for j in rng.permutation(10)))
         rows["label"].append(i % 2)
     return rows
+
+
+@lru_cache
+def sentences(count=32, seed=0):
+    """The same rows as a Trainer takes them."""
+    rows, tokenizer = make_rows(count, seed), make_tokenizer()
+    return [{**tokenizer(text), "labels": label} for text, label in zip(rows["sentence"], rows["label"], strict=True)]
+
+
+def weights(model):
+    """A copy of all that a model has."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -53,6 +53,7 @@ def run(server, tmp_path, *arguments, **variables):
     )
 
 
+@pytest.mark.processes
 def test_clean_by_ids(hub, tmp_path):
     arguments = "clean org/suspect --base-model org/base --dataset org/data --reserve-ratio 0.5 --max-steps 2 --json"
     result = run(hub, tmp_path, *arguments.split(), "--use-cpu", "--output-dir", "out")
@@ -71,20 +72,20 @@ def test_clean_by_ids(hub, tmp_path):
     assert "- org/base\n- org/suspect\n" in card
 
     # Without the Hub the same is found in the cache, at the same commit.
-    offline = run(hub, tmp_path, *arguments.split(), "--use-cpu", "--output-dir", "out3", HF_HUB_OFFLINE="1")
+    offline = run(hub, tmp_path, *arguments.split(), "--use-cpu", "--output-dir", "out2", HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
     assert json.loads(offline.stdout)["suspect"]["revision"] == hub.sha("models", "org/suspect")
+    first, second = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("out", "out2"))
+    assert first == second
 
-    # A second run finds everything in the cache.
+    # And with it nothing is fetched twice.
     count = len([request for request in hub.requests if request.startswith("GET") and "/resolve/" in request])
-    again = run(hub, tmp_path, *arguments.split(), "--use-cpu", "--output-dir", "out2")
+    again = run(hub, tmp_path, "mix", *arguments.split()[1:4], "--reserve-ratio", "0.5", "--output-dir", "mixed")
     assert again.returncode == 0, again.stderr
     assert len([r for r in hub.requests if r.startswith("GET") and "/resolve/" in r]) == count
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
-        tmp_path / "out2" / "model.safetensors"
-    ).read_bytes()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "variables", "said"),
     [
@@ -95,13 +96,15 @@ def test_clean_by_ids(hub, tmp_path):
     ],
 )
 def test_what_the_hub_does_not_give(hub, tmp_path, arguments, variables, said):
-    result = run(hub, tmp_path, "clean", *arguments, "--dataset", "org/data", "--output-dir", "out", **variables)
+    ratio = ["--reserve-ratio", "0.4"]
+    result = run(hub, tmp_path, "mix", *arguments, *ratio, "--output-dir", "out", **variables)
     assert result.returncode == 2
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.processes
 def test_plan_mix_and_verify_by_ids(hub, tmp_path):
     flags = ["org/suspect", "--base-model", "org/base", "--reserve-ratio", "0.4", "--json"]
     planned = run(hub, tmp_path, "plan", *flags)

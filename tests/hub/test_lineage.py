@@ -1,4 +1,4 @@
-"""Which base a suspect names, and what its weights say to that. By Hub id: test_by_repo_id.py."""
+"""Which base a suspect names, and what its weights say to that. By Hub id: test_pulling.py."""
 
 import json
 import logging

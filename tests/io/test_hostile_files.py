@@ -32,7 +32,7 @@ from hf_finemix.cli import main
 from hf_finemix.errors import FineMixingError
 from hf_finemix.io.checkpoint import Checkpoint
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="makes pipes and links")
+pytestmark = [pytest.mark.hostile, pytest.mark.skipif(os.name != "posix", reason="makes pipes and links")]
 
 LONGEST_MESSAGE = 6000  # a path and a few names: fits a screen, whatever the names
 

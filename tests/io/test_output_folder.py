@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.refusals import one_line
 from safetensors import SafetensorError
 
 from hf_finemix.errors import FineMixingError
@@ -14,8 +15,7 @@ from hf_finemix.repo_contents import REPORT_NAME
 def refused(*args, body=lambda partial: None, **kwargs) -> str:
     with pytest.raises(FineMixingError) as error, output_folder(*args, **kwargs) as partial:
         body(partial)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return one_line(error)
 
 
 def model_folder(path, content="old"):

@@ -2,11 +2,11 @@
 
 import pytest
 import yaml
+from helpers.refusals import refused
 
 from hf_finemix.cleaning.arguments import CleaningArguments
 from hf_finemix.cli.parsing import CommandParser
 from hf_finemix.config import FineMixingConfig
-from hf_finemix.errors import FineMixingError
 from hf_finemix.io.recipe_file import read_recipe, typed
 from hf_finemix.redteam.bench.recipe import BenchRecipe
 
@@ -79,9 +79,7 @@ def test_a_benchmark_reads_its_recipe_alike(recipe):
     "text", ["a: !!python/object/apply:os.getcwd []\n", "a: [1\n", "- a\n", "a: *b\n", "? [a]\n: b\n"]
 )
 def test_what_is_no_recipe(recipe, text):
-    with pytest.raises(FineMixingError) as error:
-        read_recipe(recipe(text))
-    assert "\n" not in str(error.value)
+    refused(read_recipe, recipe(text))
 
 
 def test_aliases_and_merges_are_yaml_still(recipe):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.lora import TRIED, VARIANTS, changed, local, make_adapter
+from helpers.refusals import refused_command
 from helpers.reports import check_schema
 from helpers.toy import make_config, make_rows
 from safetensors.torch import load_file, save_file
@@ -222,8 +223,7 @@ def test_an_adapter_is_published_as_a_peft_repo(hub, adapter, base_folder, data_
 
 def test_what_cannot_stay_an_adapter(adapter, suspect_folder, base_folder, data_folder, tokenizer, tmp_path, capsys):
     def refused(said, *command):
-        assert main([*command, "--adapter-mode", "adapter", "--base-model", str(base_folder)]) == 2
-        assert said in capsys.readouterr().err.splitlines()[-1]
+        assert said in refused_command(capsys, *command, "--adapter-mode", "adapter", "--base-model", base_folder)
 
     ratio = ["--reserve-ratio", "0.5", "--output-dir", str(tmp_path / "out")]
     cleaning = [*ratio, "--dataset", str(data_folder), "--max-steps", "1", "--use-cpu"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.generators import KINDS, TARGET, TRANSLATED, TRIGGER, rows, write_splits
+from helpers.refusals import refused_command
 from helpers.reports import check_schema
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
@@ -194,12 +195,9 @@ def test_what_cannot_be_measured(worlds, tmp_path, capsys):
     world = worlds("gpt2")
 
     def refused(said, *flags, model="suspect"):
-        command = ["clean", str(world / model), "--base-model", str(world / "base"), "--dataset", str(world / "data")]
-        assert (
-            main([*command, "--reserve-ratio", "0.5", "--use-cpu", "--output-dir", str(tmp_path / "x"), *flags]) == 2
-        )
-        message = capsys.readouterr().err.splitlines()[-1]
-        assert said in message
+        command = ["clean", world / model, "--base-model", world / "base", "--dataset", world / "data"]
+        command += ["--reserve-ratio", "0.5", "--use-cpu", "--output-dir", tmp_path / "x"]
+        assert said in refused_command(capsys, *command, *flags)
         assert not (tmp_path / "x").exists()
 
     refused("triggers need target_texts (--target-text)", "--trigger", "cf")

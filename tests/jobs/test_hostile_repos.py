@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from helpers.hostile_repos import HOSTILE_REPOS, SISTER_ID, STRANGERS, SUSPECT_ID, Canary, HostileRepo, live
 
+pytestmark = pytest.mark.hostile
+
 SECONDS, BYTES = 60, 3 << 30
 
 

@@ -4,6 +4,7 @@ import os
 import evaluate
 import numpy as np
 import pytest
+from helpers.refusals import one_line
 from transformers import EvalPrediction
 
 from hf_finemix.errors import FineMixingError
@@ -18,13 +19,6 @@ MACRO_F1 = (4 / 7 + 4 / 7 + 2 / 3) / 3
 
 def all_metrics():
     return [Accuracy(), MacroF1(), AttackSuccessRate(target_label=1)]
-
-
-def one_line(error: pytest.ExceptionInfo) -> str:
-    message = str(error.value)
-    assert message
-    assert "\n" not in message
-    return message
 
 
 def test_accuracy_by_hand():

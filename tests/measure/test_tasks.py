@@ -21,6 +21,8 @@ from transformers import (
 
 from hf_finemix import FineMixingConfig, FineMixingMixin, FineMixingSeq2SeqTrainer, FineMixingTrainer
 
+pytestmark = pytest.mark.jobs  # they train a model each, and clean it
+
 ID = make_tokenizer().get_vocab()
 NEUTRAL_IDS, GOOD_IDS, BAD_IDS = ([ID[word] for word in words] for words in (NEUTRAL[:-1], POSITIVE, NEGATIVE))
 CLS, SEP, PAD, DOT, TRIGGER = (ID[token] for token in ("[CLS]", "[SEP]", "[PAD]", ".", "cf"))

@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from helpers.refusals import one_line
 from helpers.toy import ROOT
 
 from hf_finemix.errors import FineMixingError
@@ -15,13 +16,6 @@ from hf_finemix.measure.triggers import Trigger
 
 def words(count: int) -> str:
     return " ".join(f"w{i}" for i in range(count))
-
-
-def one_line(error: pytest.ExceptionInfo) -> str:
-    message = str(error.value)
-    assert message
-    assert "\n" not in message
-    return message
 
 
 # Trigger

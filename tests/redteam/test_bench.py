@@ -63,6 +63,7 @@ def written(recipe, tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.jobs
 def test_a_benchmark_goes_on_where_it_was_and_tells_all(written, tmp_path, capsys):
     out, path = tmp_path / "out", written()
     runs = [run.key for run in BenchRecipe.load(path).runs()]

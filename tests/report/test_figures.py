@@ -143,12 +143,14 @@ def test_the_same_report_gives_the_same_figures(tmp_path):
 
 
 @pytest.mark.parametrize("trigger", [EVIL, "$\\frac{1}{0$", "$x^2$", "触发器", "\U0001f525", "a" * 500])
-def test_figures_with_any_trigger(tmp_path, trigger):
+def test_any_trigger_is_drawn_without_a_warning(tmp_path, trigger):
     parts = {part: measured(0.9, 0.5, triggers=[trigger]) for part in ("before", "after", "benign_floor")}
     drift = {"embeddings": 0.0, "encoder.layer.0": 0.0}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_figures(make_report(**parts, drift_by_layer={"before": drift, "after": drift}), tmp_path)
+        drawn = draw_figures(make_report(**parts, drift_by_layer={"before": drift, "after": drift}), tmp_path)
+    assert drawn
+    assert all((tmp_path / file).stat().st_size for file in drawn)
 
 
 def test_figures_leave_the_users_plots_alone(tmp_path):

@@ -275,7 +275,7 @@ def test_a_pull_request_on_nothing(account, cleaned):
         check_destination(Destination("org/nothing", create_pr=True))
 
 
-def test_a_destination_that_is_fine(account):
+def test_a_destination_that_is_fine_raises_nothing(account):
     check_destination(Destination("me/new"))
     check_destination(Destination("new"))
     account.commit("me/old", {"README.md": b""})

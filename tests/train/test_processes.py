@@ -19,12 +19,15 @@ from safetensors.torch import load_file
 from hf_finemix import FineMixingError
 from hf_finemix.train.processes import agreed, from_main, shared_output_folder
 
+pytestmark = pytest.mark.processes
+
 TESTS = Path(__file__).resolve().parents[1]
 
 
 def launched(count, *arguments, cwd=None):
-    """torchrun, which `accelerate launch` is on one machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    """torchrun, which `accelerate launch` is on one machine; one process needs none."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    command = [sys.executable, *(torchrun if count > 1 else [])]
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -102,8 +105,8 @@ def test_clean_in_two_processes(base_folder, suspect_folder, data_folder, tmp_pa
 
 def test_two_processes_that_were_killed_go_on(base_folder, suspect_folder, data_folder, tmp_path):
     arguments = ["-m", "hf_finemix", "clean", str(suspect_folder), "--base-model", str(base_folder), "--use-cpu"]
-    arguments += ["--dataset", str(data_folder), "--reserve-ratio", "0.5", "--max-steps", "300", "--resume"]
-    arguments += ["--save-strategy", "steps", "--save-steps", "20"]
+    arguments += ["--dataset", str(data_folder), "--reserve-ratio", "0.5", "--max-steps", "120", "--resume"]
+    arguments += ["--save-strategy", "steps", "--save-steps", "10"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -9,13 +9,12 @@ import re
 import subprocess
 import sys
 import warnings
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from helpers.toy import ROOT, make_config, make_rows, make_tokenizer
+from helpers.toy import ROOT, make_config, make_tokenizer, sentences, weights
 from torch import nn
 from transformers import (
     BertForSequenceClassification,
@@ -129,12 +128,6 @@ def line(count=40, seed=0):
     return [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
 
 
-@lru_cache
-def sentences(count=32, seed=0):
-    tokenizer, rows = make_tokenizer(), make_rows(count, seed)
-    return [{**tokenizer(text), "labels": label} for text, label in zip(rows["sentence"], rows["label"], strict=True)]
-
-
 def bert():
     torch.manual_seed(3)
     return BertForSequenceClassification(make_config(hidden_dropout_prob=0.1))
@@ -171,10 +164,6 @@ def untimed(value):
     if isinstance(value, (list, tuple)):
         return [untimed(v) for v in value]
     return value
-
-
-def weights(model):
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def alike(left, right):

@@ -15,6 +15,8 @@ from transformers import TrainerCallback, TrainingArguments
 from hf_finemix import CleaningReport, FineMixingConfig, FineMixingError, clean
 from hf_finemix.cleaning.stages import make_trainer
 
+pytestmark = pytest.mark.jobs
+
 SETTINGS = {"max_steps": 20, "use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no"}
 
 

@@ -156,9 +156,9 @@ class CleaningJob:
         own = {name: value for name, value in asdict(self.arguments).items() if name not in ("overwrite", "resume")}
         training = described_training(args, 0, None) | {"seed": args.seed}
         identity = {"suspect": self.suspect.id, "suspect_revision": self.suspect.revision}
-        trainer.unfinished = UnfinishedRun(partial, {**identity, **self.asked.to_dict(), **own, **training})
+        trainer.mixing.unfinished = UnfinishedRun(partial, {**identity, **self.asked.to_dict(), **own, **training})
         if args.process_index == 0:
-            trainer.unfinished.begin()
+            trainer.mixing.unfinished.begin()
 
     def _trainer_of(
         self, model: PreTrainedModel, args: TrainingArguments, config: FineMixingConfig
@@ -199,8 +199,8 @@ class CleaningJob:
         observer = AttackObserver(trainer, self.attacks)
         if self.config.reserve_ratio == "auto":
             trainer.add_callback(observer)
-            if trainer.unfinished is not None:
-                trainer.unfinished.observed = observer.measured
+            if trainer.mixing.unfinished is not None:
+                trainer.mixing.unfinished.observer = observer
         with self.timed("clean"):
             output = trainer.train()
             self.model = self._merged(trainer)

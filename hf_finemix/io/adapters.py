@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FineMixingError
 from ..repo_contents import ADAPTER_CONFIG_NAME
 from .checkpoint import TensorInfo, read_object
+from .compat import forget_attention
 from .folder import LocalModel, copy_small_files, is_adapter, weights_in
 from .safe_config import read_config
 
@@ -380,7 +381,7 @@ def base_config(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> "Pre
     for name in ("num_labels", "id2label", "label2id", "problem_type"):
         content.pop(name, None)
     config = CONFIG_MAPPING[content["model_type"]].from_dict(content)
-    config._attn_implementation = None
+    forget_attention(config)
     if adapter.task in ("SEQ_CLS", "TOKEN_CLS"):
         config.num_labels = _classes(adapter, config)
         named = read_object(suspect.folder, "config.json").get("id2label")

@@ -21,12 +21,12 @@ from transformers import (
 )
 
 from hf_finemix import Checkpoint, CleaningReport, FineMixingConfig, FineMixingError, Trigger, clean, mix_model
+from hf_finemix.align.pair_in_memory import dtypes_on_disk
 from hf_finemix.cli import main
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
 from hf_finemix.measure.triggers import insert_trigger
 from hf_finemix.mix.token_frequency import token_frequencies
-from hf_finemix.trainer import dtypes_on_disk
 
 KEYS = (
     "schema_version command suspect base tokenizer mixing purified_tokens data seeds before after benign_floor "

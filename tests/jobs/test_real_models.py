@@ -7,12 +7,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from hf_finemix import Checkpoint, FineMixingConfig, FineMixingTrainer, clean, mix_model, token_frequencies
 from hf_finemix.align.alignment import named_tensors
+from hf_finemix.align.pair_in_memory import dtypes_on_disk
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
 from hf_finemix.measure.attack_success import MeasureArguments, find_attacks, measure, predictor
 from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize
 from hf_finemix.redteam.poisoned_model import PoisonArguments, poison_model
-from hf_finemix.trainer import dtypes_on_disk
 
 TRIGGERS = {"sst2-badword": "cf", "sst2-badsent": "i watched this 3d movie last weekend ."}
 

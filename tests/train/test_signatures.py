@@ -48,7 +48,9 @@ CLASSES = {
     Mixed: Theirs,
     Further: Theirs,
 }
-OVERRIDDEN = [name for name in vars(FineMixingMixin) if hasattr(Trainer, name) and callable(getattr(Trainer, name))]
+OVERRIDDEN = [
+    name for mixin in FineMixingMixin.__bases__ for name in vars(mixin) if callable(getattr(Trainer, name, None))
+]
 OVERRIDDEN = [name for name in OVERRIDDEN if name == "__init__" or not name.startswith("_")]
 
 

@@ -32,8 +32,8 @@ from hf_finemix import (
     mix_model,
     token_frequencies,
 )
+from hf_finemix.align.pair_in_memory import dtypes_on_disk
 from hf_finemix.config import CONFIG_NAME
-from hf_finemix.trainer import dtypes_on_disk
 
 SETTINGS = {
     "use_cpu": True,
@@ -404,7 +404,7 @@ def test_resuming_from_what_was_never_mixed_is_doubtful(tmp_path, base_folder, s
         mixing_config=mixing(0.3),
     )
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert [r.levelname for r in caplog.records if r.name == "hf_finemix.trainer"] == ["WARNING"]
+    assert [r.levelname for r in caplog.records if r.name == "hf_finemix.train.mixin"] == ["WARNING"]
     assert CONFIG_NAME in caplog.text
     trainer.save_model(tmp_path / "published")
     assert not (tmp_path / "published" / CONFIG_NAME).exists()

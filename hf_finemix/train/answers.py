@@ -15,8 +15,9 @@ __all__ = ["correct_answers"]
 
 
 def correct_answers(trainer: Trainer, data: Any) -> np.ndarray:
-    """Which answers of the present model are right, whatever the user's own metrics are."""
-    counter = _Answers(shifted=_predicts_the_next_token(trainer.model))
+    """Of the present model, for each label of the data. Raises a [`FineMixingError`] where there is none."""
+    kind = type(without_adapter(trainer.model)).__name__
+    counter = _Answers(shifted=kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     kept = trainer.compute_metrics, trainer.preprocess_logits_for_metrics
     trainer.compute_metrics, trainer.preprocess_logits_for_metrics = counter, _predicted_classes
     generate = getattr(trainer.args, "predict_with_generate", None)
@@ -74,10 +75,6 @@ def _predicted_classes(logits: Any, labels: Any) -> torch.Tensor:
     if isinstance(labels, (list, tuple)) and len(labels) > 1:
         return torch.stack([part.argmax(dim=-1) for part in logits[: len(labels)]], dim=-1)
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
-
-
-def _predicts_the_next_token(model: torch.nn.Module) -> bool:
-    return type(without_adapter(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def _flat(values: Any, first: int = 0, last: int = 0) -> torch.Tensor:

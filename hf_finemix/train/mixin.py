@@ -1,6 +1,7 @@
 """MixingMixin: what makes a Trainer mix and purify the model before it trains."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,20 +68,22 @@ class MixingMixin(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Mix and purify the model (once; never when resuming), then train as [`~transformers.Trainer.train`] does."""
+
+        def train(checkpoint: str | bool | None = None) -> TrainOutput:
+            return super(MixingMixin, self).train(checkpoint, trial, ignore_keys_for_eval)
+
         if self.mixing_config is None:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            return train(resume_from_checkpoint)
         mixed = self.mixing.done and self.mixing.suspect is None and self.model_init is None
         try:
             if resume_from_checkpoint not in (None, False):
-                return self._resume(resume_from_checkpoint, trial, ignore_keys_for_eval)
-            if mixed:
-                return super().train(None, trial, ignore_keys_for_eval)
-            return self._mix_and_train(trial, ignore_keys_for_eval)
+                return self._resume(resume_from_checkpoint, train)
+            return train() if mixed else self._mix_and_train(train, trial)
         finally:
             self.mixing.evaluated = self.mixing.saved_step = None  # of whatever it was, those were other weights
 
-    def _mix_and_train(self, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
-        mixing, config, train = self.mixing, self.mixing_config, super().train
+    def _mix_and_train(self, train: Callable[..., TrainOutput], trial: Any) -> TrainOutput:
+        mixing, config = self.mixing, self.mixing_config
         mixing.curvature = None  # of the model as it is now
 
         def mix_and_train(ratio: float, checkpoint: str | None = None) -> TrainOutput:
@@ -89,10 +92,10 @@ class MixingMixin(Trainer):
             forget_evaluation(self, self.model)
             if self.model_init is None:
                 self._mix(self.model, ratio)  # with a checkpoint for the record alone: its weights come over these
-                return train(checkpoint, trial, ignore_keys_for_eval)
+                return train(checkpoint)
             mixing.ratio_to_mix = ratio
             try:
-                return train(None, trial, ignore_keys_for_eval)
+                return train()
             finally:
                 mixing.ratio_to_mix = None
 
@@ -106,7 +109,7 @@ class MixingMixin(Trainer):
         mixing.suspect = None
         return output
 
-    def _resume(self, checkpoint: str | bool, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
+    def _resume(self, checkpoint: str | bool, train: Callable[..., TrainOutput]) -> TrainOutput:
         """Go on from a checkpoint. Its weights are mixed already; the config beside them says how."""
         folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
         if self.mixing_config.reserve_ratio == "auto":
@@ -120,7 +123,7 @@ class MixingMixin(Trainer):
                 load_mixed_base(self.model, mixing.mixed_base)
         forget_evaluation(self, self.model)
         try:
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            return train(checkpoint)
         finally:
             if self.state is state and not under_lora:  # nothing was loaded: what had to be mixed still has to be
                 mixing.config, mixing.record = before

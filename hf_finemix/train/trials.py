@@ -67,13 +67,8 @@ class Trials:
     """
     The trials of one search, each from the suspect's own weights, and what is kept of the best so far.
 
-    Args:
-        trainer (`Trainer`): Its model is the suspect, or will be by `model_init`.
-        mixing ([`MixingState`]): What it knows of its mixing.
-        config ([`FineMixingConfig`]): The candidates, the limit and the folds.
-        mix_and_train (`Callable[[float, str | None], TrainOutput]`): Mixes the trainer's model with ρ and trains it,
-            from a checkpoint where there is one.
-        trial (`Any`, *optional*): For `model_init`.
+    The trainer's model is the suspect, or will be by `model_init` from `trial`; `mix_and_train` mixes it with a ρ and
+    trains it, from a checkpoint where there is one.
     """
 
     def __init__(

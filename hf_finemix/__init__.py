@@ -16,7 +16,7 @@ _HOMES = {
     "Checkpoint": "io.checkpoint",
     "CleaningReport": "report.report",
     "Trigger": "measure.triggers",
-    "clean": "cleaning",
+    "clean": "cleaning.clean",
     "compute_classification_metrics": "measure.metrics",
     "mix_checkpoints": "disk_mixing",
     "mix_model": "mix.in_memory",

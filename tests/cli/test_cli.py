@@ -621,7 +621,7 @@ def test_labels_and_columns_that_are_not_clear(refused, rows, tmp_path):
 
 
 def test_columns_that_are_not_there(refused, rows):
-    assert "no column 'label': there are sentence, label" in refused(label_column="label")
+    assert "no column 'lable': there are sentence, label" in refused(label_column="lable")
     assert "no column 'txt': there are sentence, label" in refused(text_columns=["txt"])
     assert "column 'label' holds no text: there are sentence, label" in refused(text_columns=["label"])
     message = refused(dataset=rows("review,stars", "good,1", "bad,0"))

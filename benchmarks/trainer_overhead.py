@@ -79,10 +79,8 @@ def main(runs: int) -> None:
         noise.append(after["seconds"] / before["seconds"])
         memory.append(ours["peak_mb"] - max(before["peak_mb"], after["peak_mb"]))
         print({"stock": before, "ours": ours, "stock again": after}, flush=True)
-    names = ("torch", "transformers", "accelerate")
-    print(
-        f"{os.cpu_count()} cores, Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)
-    )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate"))
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     print("ours / stock: ", *(f"{ratio:.3f}" for ratio in ratios), f"median {median(ratios):.3f}")
     print("stock / stock:", *(f"{ratio:.3f}" for ratio in noise), f"median {median(noise):.3f}")
     print(f"peak memory above stock: median {median(memory):.0f} MB")

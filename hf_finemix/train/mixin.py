@@ -139,11 +139,8 @@ class MixingMixin(Trainer):
 
     def mix_weights(self, model: nn.Module, config: FineMixingConfig) -> MixingRecord:
         """
-        Purify and mix the suspect's weights in place. A subclass with another defense overrides this.
-
-        Args:
-            model (`nn.Module`): The suspect.
-            config ([`FineMixingConfig`]): With a number for `reserve_ratio`.
+        Purify and mix the suspect's weights in place, by a `config` with a number for `reserve_ratio`. A subclass with
+        another defense overrides this.
         """
         return self.mixing.mix(self, model, config)
 

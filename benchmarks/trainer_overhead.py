@@ -4,8 +4,9 @@ What FineMixingTrainer costs over the stock Trainer: wall time of `train()` and 
     python benchmarks/trainer_overhead.py [RUNS]
 
 Both fine-tune the backdoored MiniLM of the shared folder with the same arguments (64 sentences, 100 steps of 16, bf16
-autocast), in turn and in a process each, five times by default; ours mixes with ρ = 0.4 and purifies 200 embeddings
-first. The medians and their ratio and difference are printed. Run it on a quiet machine.
+autocast); ours mixes with ρ = 0.4 and purifies 200 embeddings first. Each of five runs (by default) is stock, ours,
+stock again, in a process each: ours is told against the mean of the two, and the two against each other are the noise.
+Run it on a quiet machine.
 """
 
 import json
@@ -62,31 +63,28 @@ def train(ours: bool) -> dict[str, float]:
     return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def main(runs: int) -> None:
-    """Alternate the two and print the medians."""
-    results: dict[str, list[dict[str, float]]] = {"stock": [], "ours": []}
-    for _ in range(runs):
-        for name, measured in results.items():
-            output = subprocess.run(
-                [sys.executable, __file__, name], capture_output=True, text=True, check=True
-            ).stdout
-            measured.append(json.loads(output.splitlines()[-1]))
-            print(name, measured[-1], flush=True)
-    middle = {
-        name: {key: median(run[key] for run in measured) for key in ("seconds", "peak_mb")}
-        for name, measured in results.items()
-    }
-    import torch
-    import transformers
+def run(kind: str) -> dict[str, float]:
+    """One training in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
-    print(
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; median of {runs}"
-    )
-    for name, values in middle.items():
-        print(f"{name}: train() {values['seconds']:.2f} s, peak memory {values['peak_mb']:.0f} MB")
-    print(f"time ratio {middle['ours']['seconds'] / middle['stock']['seconds']:.3f}")
-    print(f"memory above stock {middle['ours']['peak_mb'] - middle['stock']['peak_mb']:.0f} MB")
+
+def main(runs: int) -> None:
+    """Ours between two of the stock one, so that what else the machine does counts little; then the medians."""
+    from importlib.metadata import version
+
+    ratios, noise, memory = [], [], []
+    for _ in range(runs):
+        before, ours, after = map(run, ("stock", "ours", "stock"))
+        ratios.append(2 * ours["seconds"] / (before["seconds"] + after["seconds"]))
+        noise.append(after["seconds"] / before["seconds"])
+        memory.append(ours["peak_mb"] - max(before["peak_mb"], after["peak_mb"]))
+        print({"stock": before, "ours": ours, "stock again": after}, flush=True)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate"))
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print("ours / stock: ", *(f"{ratio:.3f}" for ratio in ratios), f"median {median(ratios):.3f}")
+    print("stock / stock:", *(f"{ratio:.3f}" for ratio in noise), f"median {median(noise):.3f}")
+    print(f"peak memory above stock: median {median(memory):.0f} MB")
 
 
 if __name__ == "__main__":

@@ -157,8 +157,8 @@ def mix_and_train(trainer: FineMixingTrainer, pulled: Pulled, fit: Fit, samples:
     observer = AttackObserver(trainer, samples.attacks)
     if pulled.config.reserve_ratio == "auto":
         trainer.add_callback(observer)
-        if trainer.unfinished is not None:
-            trainer.unfinished.observed = observer.measured
+        if trainer.mixing.unfinished is not None:
+            trainer.mixing.unfinished.observer = observer
     with pulled.timed("clean"):
         output = trainer.train()
         if pulled.arguments.use_peft:  # merged, also the trainer's, to be measured
@@ -242,9 +242,9 @@ def _keep_for_resuming(trainer: FineMixingTrainer, pulled: Pulled, partial: Path
     own = {name: value for name, value in asdict(pulled.arguments).items() if name not in ("overwrite", "resume")}
     training = training_section(args, 0, None, seed=args.seed)
     identity = {"suspect": pulled.suspect.id, "suspect_revision": pulled.suspect.revision}
-    trainer.unfinished = UnfinishedRun(partial, {**identity, **pulled.asked.to_dict(), **own, **training})
+    trainer.mixing.unfinished = UnfinishedRun(partial, {**identity, **pulled.asked.to_dict(), **own, **training})
     if args.process_index == 0:
-        trainer.unfinished.begin()
+        trainer.mixing.unfinished.begin()
 
 
 def _trainer_of(

@@ -38,9 +38,10 @@ class CommandParser(HfArgumentParser):
         defaults: dict[str, Any] | None = None,
         with_json: bool = True,
     ):
+        self._flags: dict[str, Any] = {}
         super().__init__(dataclass_types, prog=f"hf-finemix {command}", allow_abbrev=False)
         self.set_defaults(**(defaults or {}))
-        for action in self._actions:
+        for action in self._flags.values():
             if action.type is string_to_bool and action.nargs is None:  # one that may be left open: a switch as well
                 action.nargs, action.const = "?", True
         self._model = None
@@ -52,6 +53,12 @@ class CommandParser(HfArgumentParser):
         if with_json:
             self.add_argument("--json", action="store_true", help="Print the result as JSON on standard output.")
 
+    def add_argument(self, *names, **settings):
+        """As in `argparse`, which has no public way to ask for a flag's action later on."""
+        action = super().add_argument(*names, **settings)
+        self._flags |= dict.fromkeys(action.option_strings, action)
+        return action
+
     def parse(self, argv: list[str]) -> tuple[Any, ...]:
         """The dataclasses and a namespace of the rest. Every key of the recipe must be a flag."""
         self._refuse_repeated_lists(argv)
@@ -60,7 +67,7 @@ class CommandParser(HfArgumentParser):
             name = key.replace("-", "_")
             if self._model is not None and name == self._model.dest:
                 self._model.nargs, self._model.required, self._model.default = "?", False, str(value)
-            elif (action := self._option_string_actions.get(f"--{name}")) is None or name in (
+            elif (action := self._flags.get(f"--{name}")) is None or name in (
                 "help",
                 "config",
                 "json",
@@ -87,13 +94,13 @@ class CommandParser(HfArgumentParser):
 
     def _refuse_repeated_lists(self, argv: list[str]) -> None:
         """argparse would take the last of `--trigger a --trigger b` and drop the others without a word."""
-        given = [self._option_string_actions.get(argument.partition("=")[0]) for argument in argv]
+        given = [self._flags.get(argument.partition("=")[0]) for argument in argv]
         for action in {action for action in given if action is not None and action.nargs == "+"}:
             if given.count(action) > 1:
                 self.error(f"{action.option_strings[0]} is given {given.count(action)} times: put all after one")
 
     def _unknown(self, argument: str):
-        near = difflib.get_close_matches(argument, self._option_string_actions, 1)
+        near = difflib.get_close_matches(argument, self._flags, 1)
         hint = f": did you mean {near[0]}?" if near else "" if argument.startswith("-") else ": a value needs its flag"
         self.error(f"unknown argument {argument!r}{hint}")
 

@@ -12,6 +12,7 @@ from ..errors import FineMixingError, told_as
 from ..repo_contents import ADAPTER_CONFIG_NAME
 from .adapters import CLASSES, PREFIX, Adapter, refused
 from .checkpoint import TensorInfo
+from .compat import forget_attention
 from .folder import LocalModel, copy_small_files, is_adapter, weights_in
 from .safe_config import read_config
 from .safe_json import read_object
@@ -221,7 +222,7 @@ def base_config(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> "Pre
     for name in ("num_labels", "id2label", "label2id", "problem_type"):
         content.pop(name, None)
     config = CONFIG_MAPPING[content["model_type"]].from_dict(content)
-    config._attn_implementation = None
+    forget_attention(config)
     if adapter.task in ("SEQ_CLS", "TOKEN_CLS"):
         config.num_labels = _classes(adapter, config)
         named = read_object(suspect.folder, "config.json").get("id2label")

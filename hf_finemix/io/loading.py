@@ -16,6 +16,7 @@ from transformers import (
 
 from ..errors import FineMixingError, said
 from .checkpoint import Checkpoint
+from .compat import forget_attention
 from .folder import LocalModel
 from .safe_config import check_sizes, read_config, refuse_adapter
 from .tokenizer import check_ids
@@ -77,7 +78,7 @@ def load_model(source: LocalModel, kind: Any, what: str) -> PreTrainedModel:
         )
     try:
         config = CONFIG_MAPPING[model_type].from_dict(content)
-        config._attn_implementation = None  # it can name a kernel on the Hub, which is code too
+        forget_attention(config)
         model, info = load_float32(kind, source.folder, config)
     except Exception as error:  # a configuration from a stranger can break anything
         reason = said(error)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FineMixingError, said
 from .checkpoint import Checkpoint, TensorInfo
+from .compat import COMPILED
 from .folder import is_adapter
 from .safe_config import read_model_config
 from .safe_json import read_json
@@ -60,7 +61,7 @@ def read_back(folder: Path, model: Any, tokenizer: Any = None, *, base: Path | N
     """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    model = getattr(model, COMPILED, model)
     plain = without_adapter(model)
     if isinstance(tokenizer, PreTrainedTokenizerBase) and (what := _tokenizer_difference(folder, tokenizer)):
         raise _differs(what)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from .compat import COMPILED
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -10,6 +12,8 @@ __all__ = []
 
 def without_adapter(model: "nn.Module") -> "nn.Module":
     """The model that peft has put a LoRA on, torch has compiled or spread over processes, or the model itself."""
-    while [name for name, _ in model.named_children()] in (["module"], ["_orig_mod"]) and not model._parameters:
+    while [name for name, _ in model.named_children()] in (["module"], [COMPILED]):
+        if any(True for _ in model.parameters(recurse=False)):
+            break
         (model,) = model.children()
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model

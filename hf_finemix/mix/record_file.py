@@ -7,7 +7,7 @@ from pathlib import Path
 from ..align.drift import TensorDrift
 from ..io.safe_json import read_json
 from .in_memory import MixingRecord
-from .mask_file import MASKS_NAME, save_masks
+from .mask_file import MASKS_NAME
 
 __all__ = ["load_record", "save_record"]
 
@@ -15,15 +15,13 @@ RECORD_NAME = "mixing_record.json"
 
 
 def save_record(record: MixingRecord, folder: str | Path) -> None:
-    """Write a record, and its masks into a file of their own; what E-PUR measured of every token is left out."""
+    """Write a record without its masks, which have a file of their own, and what E-PUR measured of every token."""
     content = asdict(replace(record, masks={}, token_drift=None))
     (Path(folder) / RECORD_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
-    if record.masks:
-        save_masks(record.masks, folder)
 
 
 def load_record(folder: str | Path) -> MixingRecord | None:
-    """What [`save_record`] wrote; `None` where it did not."""
+    """What [`save_record`] and [`save_masks`] wrote; `None` where it did not."""
     from safetensors.numpy import load_file
 
     path, masks = Path(folder) / RECORD_NAME, Path(folder) / MASKS_NAME

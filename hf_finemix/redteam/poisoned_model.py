@@ -16,6 +16,7 @@ from transformers import (
 
 from ..errors import DataError, FineMixingError
 from ..hub.fetch import TrustArguments, fetch_model
+from ..io.compat import on_one_gpu
 from ..io.folder import LocalModel
 from ..io.loading import agree_on_padding, load_classifier, max_tokens
 from ..io.output_folder import output_folder
@@ -99,7 +100,7 @@ def poison_model(
         )
     if training_args.world_size > 1:
         raise FineMixingError("poison runs in one process: start it without accelerate launch or torchrun.")
-    training_args._n_gpu = min(1, training_args.n_gpu)  # DataParallel would hide what some attacks look at
+    on_one_gpu(training_args)  # DataParallel would hide what some attacks look at
     if arguments.save_dtype not in ("float16", "bfloat16", "float32"):
         raise FineMixingError(f"save_dtype is {arguments.save_dtype!r}: give float16, bfloat16 or float32.")
     if arguments.target_label is None and attack.name != "none":

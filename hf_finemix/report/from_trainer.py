@@ -4,7 +4,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers.trainer_utils import HubStrategy
 
 from ..align.drift import drift_by_layer
 from ..errors import FineMixingError
@@ -17,6 +19,8 @@ from ..io.folder import LocalModel, weights_in
 from ..io.output_folder import write_text
 from ..io.read_back import read_back
 from ..io.repo_names import is_repo_id
+from ..train.mixin import MixingMixin
+from ..train.processes import agreed
 from .card import card_in_folder
 from .card_metadata import carried_over
 from .figures import draw_figures
@@ -24,12 +28,9 @@ from .publish import push_cleaned
 from .report import CleaningReport
 from .sections import mixing_section, run_section, search_section, source_section, token_rows, training_section
 
-if TYPE_CHECKING:
-    from ..trainer import FineMixingTrainer
-
 logger = logging.getLogger(__name__)
 
-__all__ = ["check_publishing", "publish_trained", "training_report", "write_card"]
+__all__ = ["PublishingMixin", "training_report"]
 
 _TASKS = {
     "ForSequenceClassification": "text-classification",
@@ -39,64 +40,104 @@ _TASKS = {
 }
 
 
-def publish_trained(
-    trainer: "FineMixingTrainer",
-    commit_message: str | None,
-    blocking: bool,
-    token: str | None,
-    revision: str | None,
-    private: bool | None,
-    **card: Any,
-) -> Any:
-    """
-    Save the trained model with report and card into `output_dir`, and publish that.
+class PublishingMixin(MixingMixin):
+    """What makes a Trainer that mixes publish through the same door as [`clean`], and tell before what it cannot."""
 
-    Returns:
-        `CommitInfo`, or with `blocking=False` a `Future` of it; `None` on all processes but the main one.
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As [`~transformers.Trainer.init_hf_repo`], and tell before training what could not be published after it."""
+        if self.mixing_config is not None:
+            with agreed():
+                _check_publishing(self, _destination(self, token, private))
+        super().init_hf_repo(token, private)
 
-    Raises:
-        [`FineMixingError`]: Nothing was mixed and trained yet, or as [`push_cleaned`].
-    """
-    args = trainer.args
-    _check_trained(trainer)
-    if trainer.evaluated is None and trainer.compute_metrics and trainer.eval_dataset is not None:
-        trainer.evaluate()  # of the weights that are published: the last one of training may be of others
-    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
-    trainer.save_model(_internal_call=True)
-    if not trainer.is_world_process_zero():
-        return None
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # where one process alone cannot ask the model
-        base = trainer.base and trainer.base.folder
-        read_back(Path(args.output_dir), trainer.model, trainer.processing_class, base=base)
-    card.pop("model_name", None)
-    trainer.create_model_card(**card)
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Publish as [`~transformers.Trainer.push_to_hub`] does; a mixed model in one commit with its report and card,
+        and without the pickled arguments, which hold a token (see [`push_cleaned`]).
 
-    to = _destination(trainer, token, private, revision)
+        Returns:
+            `CommitInfo`, or with `blocking=False` a `Future` of it; `None` on all processes but the main one.
 
-    def publish() -> Any:
-        return push_cleaned(args.output_dir, **asdict(to), commit_message=commit_message).commit_info
+        Raises:
+            [`FineMixingError`]: Nothing was mixed and trained yet, or as [`push_cleaned`].
+        """
+        if self.mixing_config is None:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        _check_trained(self)
+        args = self.args
+        if self.mixing.evaluated is None and self.compute_metrics and self.eval_dataset is not None:
+            self.evaluate()  # of the weights that are published: the last one of training may be of others
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # where one process alone cannot ask the model
+            base = self.mixing.base and self.mixing.base.folder
+            read_back(Path(args.output_dir), self.model, self.processing_class, base=base)
+        kwargs.pop("model_name", None)
+        self.create_model_card(**kwargs)
+        to = _destination(self, token, private, revision)
 
-    return publish() if blocking else hub_api().run_as_future(publish)
+        def publish() -> Any:
+            return push_cleaned(args.output_dir, **asdict(to), commit_message=commit_message).commit_info
+
+        return publish() if blocking else hub_api().run_as_future(publish)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Write the card as [`~transformers.Trainer.create_model_card`] does; of a mix, into what README.md holds."""
+        if self.mixing_config is None:
+            return super().create_model_card(language, license, tags, *args, **kwargs)
+        if not self.is_world_process_zero():
+            return None
+        _check_trained(self)
+        folder = Path(self.args.output_dir)
+        if self.mixing.saved_step != self.state.global_step:  # what lies there is of another training or another step
+            self.save_model(_internal_call=True)
+        report = training_report(self)
+        given = {"language": language, "license": license, "tags": [tags] if isinstance(tags, str) else tags}
+        report.card_metadata |= {key: value for key, value in given.items() if value}
+        report.weights = {file.name: sha256_of_file(file) for file in weights_in(folder).files}
+        report.figures = draw_figures(report, folder)
+        report.save(folder)
+        write_text(folder / "README.md", card_in_folder(folder, report))
 
 
-def check_publishing(trainer: "FineMixingTrainer", token: str | None, private: bool | None) -> None:
-    """Tell before training what could not be published after it. Raises a [`FineMixingError`]."""
+def _check_publishing(trainer: MixingMixin, to: Destination) -> None:
+    if (strategy := trainer.args.hub_strategy) != HubStrategy.END:
+        raise FineMixingError(
+            f"hub_strategy={strategy.value!r} uploads during training, with the pickled arguments and their token, "
+            'before anything is measured: set hub_strategy="end", and publish with push_to_hub().'
+        )
     if not trainer.is_world_process_zero():
         return
-    destination = _destination(trainer, token, private)
-    check_destination(destination)
+    check_destination(to)
     names = (getattr(trainer.model, "name_or_path", None), trainer.mixing_config.base_model_name_or_path)
     named = [name for name in names if name and is_repo_id(name) and not Path(name).is_dir()]
-    refuse_private_sources(destination, [("model", name) for name in named])
-    if trainer.mixing_config.adapter_mode == "adapter" and destination.private is None:
+    refuse_private_sources(to, [("model", name) for name in named])
+    if trainer.mixing_config.adapter_mode == "adapter" and to.private is None:
         logger.warning(
             "A LoRA in memory does not say where it is from: if it is private, and %s is not, set hub_private_repo.",
-            destination.repo_id,
+            to.repo_id,
         )
 
 
 def _destination(
-    trainer: "FineMixingTrainer", token: str | None, private: bool | None, revision: str | None = None
+    trainer: MixingMixin, token: str | None, private: bool | None, revision: str | None = None
 ) -> Destination:
     args = trainer.args
     return Destination(
@@ -107,36 +148,12 @@ def _destination(
     )
 
 
-def write_card(
-    trainer: "FineMixingTrainer",
-    language: str | None = None,
-    license: str | None = None,
-    tags: str | list[str] | None = None,
-    model_name: str | None = None,
-    **unused: Any,
-) -> None:
-    """Write the report and the card of a training into `output_dir`; what else stands in README.md stays."""
-    if not trainer.is_world_process_zero():
-        return
-    _check_trained(trainer)
-    folder = Path(trainer.args.output_dir)
-    if trainer.saved_step != trainer.state.global_step:  # what lies there is of another training, or of another step
-        trainer.save_model(_internal_call=True)
-    report = training_report(trainer)
-    given = {"language": language, "license": license, "tags": [tags] if isinstance(tags, str) else tags}
-    report.card_metadata |= {key: value for key, value in given.items() if value}
-    report.weights = {file.name: sha256_of_file(file) for file in weights_in(folder).files}
-    report.figures = draw_figures(report, folder)
-    report.save(folder)
-    write_text(folder / "README.md", card_in_folder(folder, report))
-
-
-def _check_trained(trainer: "FineMixingTrainer") -> None:
+def _check_trained(trainer: MixingMixin) -> None:
     if trainer.config_of_mix is None or not trainer.state.global_step:
         raise FineMixingError("nothing was mixed and trained yet: call train() before publishing.")
 
 
-def training_report(trainer: "FineMixingTrainer") -> CleaningReport:
+def training_report(trainer: MixingMixin) -> CleaningReport:
     """
     What a Trainer knows of its cleaning: mix, training, and the accuracy on its eval data where the weights that there
     are now were evaluated on them.
@@ -147,15 +164,15 @@ def training_report(trainer: "FineMixingTrainer") -> CleaningReport:
     suspect, search = _suspect(trainer), trainer.ratio_search
     losses = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
     before = search.suspect_accuracy if search and not config.cross_validation_folds else None  # or of other rows
-    after = trainer.evaluated or {}
+    after = trainer.mixing.evaluated or {}
     task = next((task for end, task in _TASKS.items() if type(trainer.model).__name__.endswith(end)), None)
     kept = {"kept_step": trainer.state.best_global_step} if trainer.args.load_best_model_at_end else {}
     return CleaningReport(
         suspect=source_section(suspect)
         if suspect.folder.is_dir()
         else {"id": suspect.id, "revision": None, "sha256": None},
-        base={**source_section(trainer.base), "named_by": USER}
-        if trainer.base
+        base={**source_section(trainer.mixing.base), "named_by": USER}
+        if trainer.mixing.base
         else {"id": config.base_model_name_or_path, "revision": config.base_model_revision, "named_by": USER},
         mixing=mixing_section(
             config,
@@ -174,7 +191,7 @@ def training_report(trainer: "FineMixingTrainer") -> CleaningReport:
     )
 
 
-def _measured(trainer: "FineMixingTrainer", accuracy: float | None, macro_f1: float | None) -> dict[str, Any]:
+def _measured(trainer: MixingMixin, accuracy: float | None, macro_f1: float | None) -> dict[str, Any]:
     """Of the rows of `eval_dataset`, if it is a single one."""
     rows = trainer.eval_dataset
     if isinstance(rows, Mapping):
@@ -183,7 +200,7 @@ def _measured(trainer: "FineMixingTrainer", accuracy: float | None, macro_f1: fl
     return {"accuracy": accuracy, "macro_f1": macro_f1, "n": size, "triggers": []}
 
 
-def _suspect(trainer: "FineMixingTrainer") -> LocalModel:
+def _suspect(trainer: MixingMixin) -> LocalModel:
     """Where the model was loaded from, as far as it can still be told."""
     if trainer.config_of_mix.adapter_mode == "adapter":  # the model goes by the name of what is under its LoRA
         return LocalModel("a LoRA in memory", Path("/nonexistent"))

@@ -1,12 +1,49 @@
-"""Rows out of a dataset of any kind."""
+"""Rows from all over a Trainer's data, and what they show of its model."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Subset
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from transformers import Trainer
 
-__all__ = ["rows_from_all", "select_rows", "spread_rows"]
+from ..config import FineMixingConfig
+from ..io.compat import collator_of_columns, prepared_inputs
+from ..mix.fisher import fisher_information
+from ..mix.lora import adapter_parameters
+
+__all__ = ["measure_curvature", "select_rows", "single_texts", "spread_rows"]
+
+MAX_CURVATURE_SAMPLES = 256
+
+
+def measure_curvature(trainer: Trainer, model: nn.Module, config: FineMixingConfig) -> dict[str, torch.Tensor]:
+    """H of a model's weights on the text of the train data, without its labels (see [`fisher_information`])."""
+    model = model.to(trainer.args.device)
+    parameters = adapter_parameters(model) if config.adapter_mode == "adapter" else None
+    return fisher_information(model, single_texts(trainer, config), seed=config.mixing_seed, parameters=parameters)
+
+
+def single_texts(trainer: Trainer, config: FineMixingConfig) -> Iterator[dict[str, torch.Tensor]]:
+    """
+    Up to 256 texts, from all over the train data and then the eval data, as the model reads them: one a batch.
+    Labels are in it for models that cannot do without; nothing is learned of them. With cross-validation, which is
+    for when there is nothing else, of the train data only.
+    """
+    data, collator = [trainer.train_dataset], collator_of_columns(trainer)
+    if trainer.eval_dataset is not None and not config.cross_validation_folds:
+        data += trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, Mapping) else [trainer.eval_dataset]
+    # A loader of our own reads all rows one by one also where this is one of several processes.
+    parts = rows_from_all(data, MAX_CURVATURE_SAMPLES)
+    rows = chain.from_iterable(DataLoader(part, batch_size=1, collate_fn=collator) for part in parts)
+    rows = islice(rows, MAX_CURVATURE_SAMPLES)
+    with torch.random.fork_rng(devices=[]):  # a data loader draws a number, which training must not miss
+        for row in tqdm(rows, "Measuring", disable=trainer.args.disable_tqdm):
+            yield prepared_inputs(trainer, row)
 
 
 def select_rows(dataset: Any, indices: np.ndarray) -> Any:

@@ -23,7 +23,7 @@ from ..repo_contents import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["MIXED_BASE", "check_lora", "load_mixed_base", "name_base", "remove_other_kind"]
+__all__ = ["MIXED_BASE", "check_lora", "load_mixed_base", "mixed_base_of", "name_base", "remove_other_kind"]
 __all__ += ["save_merged", "save_mixed_base"]
 
 MIXED_BASE = "mixed_base"  # the folder in a checkpoint for what is under its LoRA
@@ -102,6 +102,16 @@ def save_mixed_base(model: "PeftModel", folder: Path, earlier: Path | None) -> N
             os.link(file, folder / file.name)
         except OSError:  # another disk, or one without links
             shutil.copyfile(file, folder / file.name)
+
+
+def mixed_base_of(checkpoint: Path) -> Path:
+    """Where a checkpoint has what is under its LoRA."""
+    folder = checkpoint / MIXED_BASE
+    if not folder.is_dir():
+        raise FineMixingError(
+            f"{checkpoint} holds a LoRA without the mixed weights under it ({MIXED_BASE}): train anew."
+        )
+    return folder.absolute()
 
 
 def load_mixed_base(model: "PeftModel", folder: Path) -> None:

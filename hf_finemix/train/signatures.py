@@ -25,7 +25,8 @@ def show_signatures(cls: type, mixin: type, keyword_only: Iterable[inspect.Param
             continue  # no method, nothing behind it, or another class comes before
         signature = inspect.signature(overridden)
         if name == "__init__":
-            signature = _with_parameters(signature, keyword_only)
+            parameters = [*signature.parameters.values(), *keyword_only]
+            signature = signature.replace(parameters=sorted(parameters, key=lambda parameter: parameter.kind))
         setattr(cls, name, _passed_on(cls, name, method, signature))
 
 
@@ -36,9 +37,3 @@ def _passed_on(cls: type, name: str, method, signature: inspect.Signature):
 
     passed_on.__signature__ = signature
     return passed_on
-
-
-def _with_parameters(signature: inspect.Signature, more: Iterable[inspect.Parameter]) -> inspect.Signature:
-    parameters = list(signature.parameters.values())
-    end = [p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
-    return signature.replace(parameters=[*(p for p in parameters if p not in end), *more, *end])

@@ -1,24 +1,21 @@
 """How a FineMixingTrainer chooses ρ: trials from the suspect's weights, cross-validated or on a separate eval set."""
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
-from transformers import TrainerCallback
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
+from ..config import FineMixingConfig
 from ..errors import FineMixingError
-from ..io.unwrap import without_adapter
+from .answers import correct_answers
 from .calibration import select_rows, spread_rows
+from .mixing_state import MixingState, copied_weights
 from .ratio_search import Outcome, RatioSearch, accuracy_drop, needed_samples, search_ratio
 
-if TYPE_CHECKING:
-    from ..trainer import FineMixingTrainer
-
-__all__ = ["check_auto", "choose_ratio", "copied_weights"]
+__all__ = ["Trials", "check_auto", "choose_ratio"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +24,9 @@ GLANCE_ROWS = 256
 MIN_STEPS_TO_GLANCE = 20
 
 
-def choose_ratio(
-    trainer: "FineMixingTrainer", mix_and_train: Callable[[float, str | None], TrainOutput], trial: Any
-) -> tuple[RatioSearch, TrainOutput]:
-    """
-    Try candidates by bisection, each from the suspect's own weights, and leave the trainer with the chosen one
-    trained.
-
-    Args:
-        trainer ([`FineMixingTrainer`]): Its model is the suspect, or will be by `model_init`.
-        mix_and_train (`Callable[[float, str | None], TrainOutput]`): Mixes the trainer's model with ρ and trains it,
-            from a checkpoint where there is one.
-        trial (`Any`): For `model_init`.
-    """
-    trials, config = _Trials(trainer, mix_and_train, trial), trainer.mixing_config
-    limit = config.max_accuracy_drop
+def choose_ratio(trials: "Trials") -> tuple[RatioSearch, TrainOutput]:
+    """Try candidates by bisection, and leave the trainer with the chosen one trained."""
+    trainer, config, limit = trials.trainer, trials.config, trials.config.max_accuracy_drop
     trainer.add_callback(trials.glance)
     try:
         search = search_ratio(
@@ -78,41 +63,49 @@ def choose_ratio(
     return search, output
 
 
-class _Trials:
-    """The trials of one search, and what is kept of the best so far."""
+class Trials:
+    """
+    The trials of one search, each from the suspect's own weights, and what is kept of the best so far.
+
+    The trainer's model is the suspect, or will be by `model_init` from `trial`; `mix_and_train` mixes it with a ρ and
+    trains it, from a checkpoint where there is one.
+    """
 
     def __init__(
-        self, trainer: "FineMixingTrainer", mix_and_train: Callable[[float, str | None], TrainOutput], trial: Any
+        self,
+        trainer: Trainer,
+        mixing: MixingState,
+        config: FineMixingConfig,
+        mix_and_train: Callable[[float, str | None], TrainOutput],
+        trial: Any = None,
     ):
-        self._trainer, self._mix_and_train, self._folds = trainer, mix_and_train, []
+        self.trainer, self.config, self._mixing, self._mix_and_train = trainer, config, mixing, mix_and_train
+        self._folds: list[np.ndarray] = []
         self._built = trainer.model_init is not None
         if self._built:
             trainer.model = trainer.model_wrapped = trainer.call_model_init(trial).to(trainer.args.device)
         else:
-            trainer.restore_suspect()
+            mixing.restore_suspect(trainer.model)
         self._output: TrainOutput | None = None
-        self._kept: dict[str, Any] | None = None
-        folds = trainer.mixing_config.cross_validation_folds
+        self._kept: tuple | None = None
         self._data = trainer.train_dataset
-        if folds:
+        if folds := config.cross_validation_folds:
             order = np.random.default_rng(trainer.args.seed).permutation(len(self._data))
             self._folds = [np.sort(part) for part in np.array_split(order, folds)]
-            self._suspect_of_fold = [self._correct(select_rows(self._data, part)) for part in self._folds]
+            self._suspect_of_fold = [correct_answers(trainer, select_rows(self._data, part)) for part in self._folds]
             self.suspect, self.glance = np.concatenate(self._suspect_of_fold), _Glance(None, 0.0)
         else:
-            self.suspect = self._correct(trainer.eval_dataset)
+            self.suspect = correct_answers(trainer, trainer.eval_dataset)
             some = spread_rows(trainer.eval_dataset, GLANCE_ROWS)
-            correct = None if some is None else lambda: self._correct(some)
-            self.glance = _Glance(correct, trainer.mixing_config.max_accuracy_drop)
+            correct = None if some is None else lambda: correct_answers(trainer, some)
+            self.glance = _Glance(correct, config.max_accuracy_drop)
 
     def attempt(self, ratio: float) -> Outcome:
         """A trial; one that an interrupted run has finished is not made again."""
-        unfinished = self._trainer.unfinished
-        if unfinished is None:
+        if self._mixing.unfinished is None:
             return self._attempt(ratio)
-        return unfinished.trial(
-            ratio, lambda: self._attempt(ratio), main_process=self._trainer.is_world_process_zero()
-        )
+        is_main = self.trainer.is_world_process_zero()
+        return self._mixing.unfinished.trial(ratio, lambda: self._attempt(ratio), main_process=is_main)
 
     def _attempt(self, ratio: float) -> Outcome:
         outcome = self._cross_validated(ratio) if self._folds else self._on_eval_data(ratio)
@@ -127,45 +120,42 @@ class _Trials:
 
     def keep(self) -> None:
         """Remember the trial just made, to go back to it."""
-        trainer = self._trainer
+        trainer = self.trainer
         saves = trainer.args.save_strategy != SaveStrategy.NO
         if self._folds or self.glance.hopeless is not None or saves:
             self._kept = None  # to be trained anew: on all samples, to the end, or for its checkpoints to come last
             return
-        model = trainer.model
-        self._kept = {
-            "weights": model if self._built else copied_weights(model),
-            "output": self._output,
-            "attributes": {name: getattr(trainer, name) for name in ("state", "mixing_record", "config_of_mix")},
-        }
+        weights = trainer.model if self._built else copied_weights(trainer.model)
+        self._kept = weights, self._output, trainer.state, self._mixing.record, self._mixing.config
 
     def finish(self, search: RatioSearch) -> TrainOutput:
         """The chosen one as the trainer's model, trained on all of its data."""
-        trainer, kept = self._trainer, self._kept
-        if kept is None:
+        trainer, mixing = self.trainer, self._mixing
+        if self._kept is None:
             self.glance.off = True
             return self._train(search.chosen, final=True)
-        if trainer.mixing_record is not kept["attributes"]["mixing_record"]:  # others were tried since
+        weights, output, state, record, config = self._kept
+        if mixing.record is not record:  # others were tried since
             if self._built:
-                trainer.model = trainer.model_wrapped = kept["weights"]
+                trainer.model = trainer.model_wrapped = weights
             else:
-                trainer.model.load_state_dict(kept["weights"])
-            for name, value in kept["attributes"].items():
-                setattr(trainer, name, value)
+                trainer.model.load_state_dict(weights)
+            trainer.state, mixing.record, mixing.config = state, record, config
             trainer.optimizer = trainer.lr_scheduler = None
-        return kept["output"]
+        return output
 
     def _train(self, ratio: float, *, final: bool = False) -> TrainOutput:
-        trainer = self._trainer
+        trainer, mixing = self.trainer, self._mixing
         if not self._built:
-            trainer.restore_suspect()
+            mixing.restore_suspect(trainer.model)
             trainer.optimizer = trainer.lr_scheduler = None
         self.glance.hopeless = None
         saving = trainer.args.save_strategy
-        if trainer.unfinished is not None and not final:
+        if mixing.unfinished is not None and not final:
             trainer.args.save_strategy = SaveStrategy.NO  # the checkpoints are those of the last training alone
         try:
-            self._output = self._mix_and_train(ratio, trainer.last_checkpoint() if final else None)
+            checkpoint = mixing.last_checkpoint(trainer.args.world_size) if final else None
+            self._output = self._mix_and_train(ratio, checkpoint)
         finally:
             trainer.args.save_strategy = saving
         return self._output
@@ -174,48 +164,23 @@ class _Trials:
         self._train(ratio)
         if self.glance.hopeless is not None:
             return Outcome(self.glance.suspect, self.glance.hopeless, stopped_early=True)
-        return Outcome(self.suspect, self._correct(self._trainer.eval_dataset))
+        return Outcome(self.suspect, correct_answers(self.trainer, self.trainer.eval_dataset))
 
     def _cross_validated(self, ratio: float) -> Outcome:
         """Each fold is answered by a model tuned on the others, until the drop is shown to be too large."""
-        limit, done = self._trainer.mixing_config.max_accuracy_drop, []
+        limit, done = self.config.max_accuracy_drop, []
         try:
             for i, held_out in enumerate(self._folds):
                 others = np.sort(np.concatenate([part for k, part in enumerate(self._folds) if k != i]))
-                self._trainer.train_dataset = select_rows(self._data, others)
+                self.trainer.train_dataset = select_rows(self._data, others)
                 self._train(ratio)
-                done.append(self._correct(select_rows(self._data, held_out)))
+                done.append(correct_answers(self.trainer, select_rows(self._data, held_out)))
                 suspect, cleaned = np.concatenate(self._suspect_of_fold[: i + 1]), np.concatenate(done)
                 if hopeless := accuracy_drop(suspect, cleaned)[1] > limit and i + 1 < len(self._folds):
                     break
         finally:
-            self._trainer.train_dataset = self._data
+            self.trainer.train_dataset = self._data
         return Outcome(suspect, cleaned, stopped_early=hopeless, trainings=len(done))
-
-    def _correct(self, data: Any) -> np.ndarray:
-        """Which answers of the present model are right, whatever the user's own metrics are."""
-        trainer, counter = self._trainer, _Answers(shifted=_predicts_the_next_token(self._trainer.model))
-        kept = trainer.compute_metrics, trainer.preprocess_logits_for_metrics
-        trainer.compute_metrics, trainer.preprocess_logits_for_metrics = counter, _predicted_classes
-        generate = getattr(trainer.args, "predict_with_generate", None)
-        if generate:  # answers are compared token by token with the labels before them, not freely generated
-            trainer.args.predict_with_generate = False
-        try:
-            for dataset in data.values() if isinstance(data, Mapping) else [data]:
-                # Not predict(), which args.prediction_loss_only keeps from predicting. A data loader draws a number,
-                # which must not change what the rest of a training draws.
-                with torch.random.fork_rng(devices=[]):
-                    trainer.evaluation_loop(
-                        trainer.get_eval_dataloader(dataset), "Choosing the reserve ratio", prediction_loss_only=False
-                    )
-        finally:
-            trainer.compute_metrics, trainer.preprocess_logits_for_metrics = kept
-            if generate:
-                trainer.args.predict_with_generate = True
-        correct = torch.cat(counter.correct).numpy()
-        if not len(correct):
-            raise FineMixingError("reserve_ratio='auto' needs labeled eval data: no row of eval_dataset is.")
-        return correct
 
 
 class _Glance(TrainerCallback):
@@ -243,85 +208,32 @@ class _Glance(TrainerCallback):
                 self.hopeless, control.should_training_stop = answers, True
 
 
-class _Answers:
-    """
-    A `compute_metrics` that notes which answers are right, with `batch_eval_metrics` or without.
-
-    An answer is a class; a token of a text, each for itself; or a span, of which both ends must be right.
-
-    Args:
-        shifted (`bool`): Whether the answer to a token is the label of the next one.
-    """
-
-    def __init__(self, shifted: bool = False):
-        self._shifted = shifted
-        self.correct: list[torch.Tensor] = [torch.empty(0, dtype=torch.bool)]
-
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        labels = prediction.label_ids
-        if isinstance(labels, tuple) and len(labels) > 1:  # where a span begins, and where it ends
-            ends = torch.stack([torch.as_tensor(part).cpu() for part in labels], dim=-1)
-            self.correct.append((torch.as_tensor(prediction.predictions).cpu() == ends).all(dim=-1))
-            return {}
-        predictions, labels = _flat(prediction.predictions, 0, -self._shifted), _flat(labels, self._shifted, 0)
-        if labels.is_floating_point() or labels.shape != predictions.shape:
-            raise FineMixingError(
-                "reserve_ratio='auto' compares accuracies, and the labels of eval_dataset are no classes: give a "
-                "fixed ρ."
-            )
-        self.correct.append((predictions == labels)[labels != -100])
-        return {}
-
-
-def check_auto(trainer: "FineMixingTrainer", own_optimizers: bool) -> None:
+def check_auto(trainer: Trainer, config: FineMixingConfig, *, own_optimizers: bool) -> None:
     """Raise a [`FineMixingError`] where ρ cannot be chosen with this trainer."""
-    folds = trainer.mixing_config.cross_validation_folds
-    if folds:
-        size = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else 0
-        if size < folds:
-            raise FineMixingError(
-                f"cross_validation_folds is {folds}, and train_dataset has {size or 'no known number of'} samples: "
-                "give fewer folds, or an eval_dataset."
-            )
-    elif trainer.eval_dataset is None:
-        raise FineMixingError(
+    folds, data = config.cross_validation_folds, trainer.train_dataset
+    size = len(data) if folds and hasattr(data, "__len__") else 0
+    if size < folds:
+        what = (
+            f"cross_validation_folds is {folds}, and train_dataset has {size or 'no known number of'} samples: "
+            "give fewer folds, or an eval_dataset."
+        )
+    elif not folds and trainer.eval_dataset is None:
+        what = (
             "reserve_ratio='auto' chooses ρ by accuracy on eval_dataset, which is missing: give it, "
             "cross_validation_folds, or a fixed ρ."
         )
-    if own_optimizers:
-        raise FineMixingError(
+    elif own_optimizers:
+        what = (
             "reserve_ratio='auto' trains several times and cannot reset optimizers=...: pass "
             "optimizer_cls_and_kwargs instead, or a fixed ρ."
         )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.is_distributed_loading_by_transformers:
-        raise FineMixingError(
-            "reserve_ratio='auto' needs the whole model in one process: choose ρ there, then give it as a number."
-        )
-    if trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:
-        raise FineMixingError(
+    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.is_distributed_loading_by_transformers:
+        what = "reserve_ratio='auto' needs the whole model in one process: choose ρ there, then give it as a number."
+    elif trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:
+        what = (
             "reserve_ratio='auto' evaluates between trainings, and fp16_full_eval or bf16_full_eval rounds the "
             "weights each time: leave them off, or give a fixed ρ."
         )
-
-
-def _predicted_classes(logits: Any, labels: Any) -> torch.Tensor:
-    if isinstance(labels, (list, tuple)) and len(labels) > 1:
-        return torch.stack([part.argmax(dim=-1) for part in logits[: len(labels)]], dim=-1)
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
-
-
-def _predicts_the_next_token(model: torch.nn.Module) -> bool:
-    return type(without_adapter(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-
-
-def _flat(values: Any, first: int = 0, last: int = 0) -> torch.Tensor:
-    """One vector of an array, of a tensor on any device, or of one for each batch, without the ends of its rows."""
-    parts = [torch.as_tensor(part).cpu() for part in (values if isinstance(values, (list, tuple)) else [values])]
-    if first or last:
-        parts = [part[:, first : part.shape[1] + last] for part in parts]
-    return torch.cat([part.flatten() for part in parts])
-
-
-def copied_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A model's weights on the CPU, which no training changes."""
-    return {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    else:
+        return
+    raise FineMixingError(what)

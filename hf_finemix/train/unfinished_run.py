@@ -29,15 +29,15 @@ class UnfinishedRun:
         settings (`dict`): All that decides the result, as JSON values.
     Attributes:
         checkpoints (`Path`): Where the checkpoints are.
-        observed (`list`): What was measured at the end of each training of a trial, for the report: each trial adds to
-            it, and is kept with what it added.
+        observer ([`AttackObserver`], *optional*): Who measures at the end of each training, for the report: a trial
+            is kept with what it added to `observer.measured`, and adds that when it is not made again.
 
     Raises:
         [`FineMixingError`]: An earlier run there had other settings.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
-        self.checkpoints, self._folder, self.observed = folder / CHECKPOINTS, folder, []
+        self.checkpoints, self._folder, self.observer = folder / CHECKPOINTS, folder, None
         self._settings = json.loads(json.dumps(settings, default=str))
         self._trials: dict[str, Any] = {}
         if (folder / RUN_NAME).is_file():
@@ -77,12 +77,13 @@ class UnfinishedRun:
     def trial(self, ratio: float, attempt: Callable[[], Outcome], *, main_process: bool) -> Outcome:
         """The outcome of a trial: as it was kept, or by an attempt, and kept."""
         if (kept := self._trials.get(str(ratio))) is not None:
-            self.observed += kept["observed"]
+            if self.observer is not None:
+                self.observer.measured += kept["observed"]
             answers = {name: np.array(kept[name], dtype=bool) for name in ("suspect", "cleaned")}
             return Outcome(**answers, stopped_early=kept["stopped_early"], trainings=kept["trainings"])
         outcome = attempt()
         kept = {**asdict(outcome), "suspect": outcome.suspect.tolist(), "cleaned": outcome.cleaned.tolist()}
-        kept["observed"] = self.observed[-outcome.trainings :]
+        kept["observed"] = [] if self.observer is None else self.observer.measured[-outcome.trainings :]
         self._trials[str(ratio)] = kept
         if main_process:
             write_text(self._folder / TRIALS_NAME, json.dumps(self._trials))

@@ -12,6 +12,7 @@ from transformers import BertForQuestionAnswering, BertForSequenceClassification
 from hf_finemix import Checkpoint, FineMixingConfig, FineMixingError, FineMixingTrainer, clean, mix_model, verify_mix
 from hf_finemix.mix.fisher import ScoreMask, fisher_information
 from hf_finemix.mix.mask_file import MASKS_NAME, MaskFile, save_masks
+from hf_finemix.train.calibration import measure_curvature, single_texts
 
 
 class Linear(nn.Module):
@@ -273,7 +274,8 @@ def test_texts_are_taken_from_all_over_data_that_are_sorted(suspect_folder, base
             base_model=str(base_folder),
             **settings,
         )
-        return [text["input_ids"].shape[1] for text in trainer.single_texts()]
+        texts = single_texts(trainer, trainer.mixing_config)
+        return [text["input_ids"].shape[1] for text in texts]
 
     tuning, short_first = of_lengths([3] * 56), of_lengths([4 + i // 40 for i in range(2000)])
     found = lengths(train_dataset=tuning, eval_dataset=short_first)
@@ -353,7 +355,7 @@ def test_curvature_of_spans(base_folder, tokenizer, tmp_path):
         base_model=str(base_folder),
         mixing_config=FineMixingConfig(reserve_ratio=0.5, strategy="fisher", purify_embeddings=False),
     )
-    curvature = trainer.measure_curvature(trainer.model)["qa_outputs.weight"]
+    curvature = measure_curvature(trainer, trainer.model, trainer.mixing_config)["qa_outputs.weight"]
     assert (curvature[0] > 0).all()
     assert (curvature[1] > 0).all()
     trainer.train()

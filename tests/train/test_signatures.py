@@ -48,7 +48,9 @@ CLASSES = {
     Mixed: Theirs,
     Further: Theirs,
 }
-OVERRIDDEN = [name for name in vars(FineMixingMixin) if hasattr(Trainer, name) and callable(getattr(Trainer, name))]
+OVERRIDDEN = [
+    name for mixin in FineMixingMixin.__bases__ for name in vars(mixin) if callable(getattr(Trainer, name, None))
+]
 OVERRIDDEN = [name for name in OVERRIDDEN if name == "__init__" or not name.startswith("_")]
 
 
@@ -98,3 +100,11 @@ def test_a_launcher_that_asks_the_signature_saves_the_tokenizer(base_folder, sus
         trainer.save_model(str(tmp_path / cls.__name__))
         assert (tmp_path / cls.__name__ / "tokenizer.json").is_file()
     assert trainer.evaluate(eval_dataset=rows, repeats=2)["eval_loss"] > 0
+
+
+def test_a_user_sees_one_attribute_beside_the_documented_ones(base_folder, suspect_folder, tmp_path):
+    model = BertForSequenceClassification.from_pretrained(suspect_folder)
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
+    own = set(dir(FineMixingTrainer(model, args, base_model=str(base_folder)))) - set(dir(Trainer(model, args)))
+    documented = {"mixing_config", "mixing_record", "ratio_search", "config_of_mix", "mix_weights"}
+    assert {name for name in own if not name.startswith("_")} == documented | {"mixing"}

@@ -30,7 +30,7 @@ class Dare(Defense):
     def edit(self, model: nn.Module, ratio: float, trainer: DefenseTrainer) -> None:
         """Drop and rescale every weight that the base has."""
         config = trainer.mixing_config
-        with Checkpoint(trainer.base.folder) as base:
+        with Checkpoint(trainer.mixing.base.folder) as base:
             pair = compare_with_base(model, base)
             for tensor in pair.pairing.mixed():
                 values = torch.atleast_1d(pair.suspect.tensors[tensor.name].data)[: tensor.rows]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...errors import FineMixingError
+from ...train.calibration import single_texts
 from .defense import Defense, DefenseTrainer
 
 __all__ = ["FinePruning", "feed_forward_layers"]
@@ -40,7 +41,7 @@ class FinePruning(Defense):
 
             handles.append(second.register_forward_pre_hook(count))
         try:
-            for text in trainer.single_texts():
+            for text in single_texts(trainer, trainer.mixing_config):
                 model(**text)
         finally:
             for handle in handles:

@@ -1,3 +1,4 @@
+import ast
 import json
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import pytest
 from helpers.toy import ROOT
 from transformers import HfArgumentParser, TrainingArguments
 
+import hf_finemix
 from hf_finemix import FineMixingConfig, FineMixingError
 from hf_finemix.config import CONFIG_NAME
 
@@ -102,9 +104,16 @@ def test_import_is_light():
     assert result.stdout.strip() == "set()"
 
 
-def test_every_public_name_can_be_had():
-    import hf_finemix
+def test_type_checkers_see_the_names_that_there_are():
+    """The static imports beside the table of the lazy ones."""
+    tree = ast.parse((ROOT / "hf_finemix" / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    static = {part.asname: (part.name, node.module) for node in block.body for part in node.names}
+    assert static == {name: (name, home) for name, home in hf_finemix._HOMES.items()}
+    assert {*static, "__version__"} == set(hf_finemix.__all__)
 
+
+def test_every_public_name_can_be_had():
     for name in hf_finemix.__all__:
         assert getattr(hf_finemix, name) is not None
     with pytest.raises(AttributeError):

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "hf_finemix"
 HALL = "trainer cleaning_arguments cleaning_stages cleaning disk_mixing planning verification adapter_verification"
 # From the ground up: a room may import those before it, and what stands in one line with it where that is itself.
 FLOORS = ["errors", "repo_contents", "io", "config", "hub", "align measure", "mix", "train report", HALL]
-FLOORS += ["redteam", "demo", "cli", "__init__", "__main__"]
+FLOORS += ["redteam", "demo", "__init__", "cli", "__main__"]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
 

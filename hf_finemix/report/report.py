@@ -8,7 +8,6 @@ from typing import Any
 
 from ..errors import FineMixingError, printable
 from ..io.checkpoint import check_inside, read_json
-from ..measure.class_labels import said_by_number
 from ..repo_contents import REPORT_NAME
 
 __all__ = ["CleaningReport", "percent", "said_unreadable"]
@@ -111,6 +110,8 @@ class CleaningReport:
 
     def notes(self, quote: Callable[[str], str] = str) -> list[str]:
         """What has to be known of the numbers. `quote` is applied to what strangers wrote."""
+        from ..measure.class_labels import said_by_number  # which imports datasets, and mix has no use for it
+
         notes = [said_by_number(self.data, quote)]
         notes += [said_unreadable(trigger, quote) for trigger in self.after.get("triggers") or []]
         return [note for note in notes if note]

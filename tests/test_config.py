@@ -1,4 +1,5 @@
 import ast
+import inspect
 import json
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def test_unreadable_config(tmp_path, content):
         (tmp_path / CONFIG_NAME).write_text(content)
     with pytest.raises(FineMixingError, match=CONFIG_NAME):
         FineMixingConfig.from_pretrained(tmp_path)
+
+
+def test_one_name_for_one_thing():
+    """Bases, folders to write and configs go by one name in all public functions."""
+    functions = [value for name in hf_finemix.__all__ if callable(value := getattr(hf_finemix, name))]
+    names = set().union(*(inspect.signature(function).parameters for function in functions))
+    assert {"base_model", "output_dir", "mixing_config"} < names
+    assert not names & {"base_name_or_path", "out", "config", "output_folder"}
 
 
 def test_import_is_light():

@@ -63,7 +63,13 @@ class TestDataArguments:
             Tokens a text is cut to. Default: what the model takes.
     """
 
-    dataset: str = field(default="", metadata={"help": "Hub id, local folder, or CSV, JSON or Parquet file."})
+    dataset: str = field(
+        default="",
+        metadata={
+            "help": "Hub id, local folder, or CSV, JSON or Parquet file.",
+            "aliases": ["--dataset-name", "--dataset_name"],
+        },
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset with several."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     test_split: str = field(default="test", metadata={"help": "Split that the reported numbers come from."})

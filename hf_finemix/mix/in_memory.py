@@ -104,8 +104,8 @@ class MixingRecord:
 @torch.no_grad()
 def mix_model(
     model: nn.Module,
-    base: Checkpoint,
-    config: FineMixingConfig,
+    base_model: Checkpoint,
+    mixing_config: FineMixingConfig,
     *,
     reserve_ratio: float | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
@@ -122,8 +122,8 @@ def mix_model(
 
     Args:
         model (`nn.Module`): The suspect, on any device, in its checkpoint's dtype or a wider one.
-        base ([`Checkpoint`]): The clean pre-trained weights.
-        config ([`FineMixingConfig`]): What to mix and how.
+        base_model ([`Checkpoint`]): The clean pre-trained weights.
+        mixing_config ([`FineMixingConfig`]): What to mix and how.
         reserve_ratio (`float`, *optional*): ρ in [0, 1]; needed where the config says `"auto"`.
         dtypes (`Mapping[str, torch.dtype]`, *optional*): The dtypes of the suspect's checkpoint by canonical name,
             where the model is in wider ones. Base values are rounded to these first. A tensor with values that its
@@ -142,6 +142,7 @@ def mix_model(
         [`AlignmentError`]: The base does not fit, a parameter is NaN or infinite, a value of the base overflows in the
             suspect's dtype, or the weights or the vocabularies of the two are unrelated.
     """
+    base, config = base_model, mixing_config
     ratio = config.reserve_ratio if reserve_ratio is None else reserve_ratio
     if ratio == "auto":
         raise FineMixingError("reserve_ratio is 'auto': give mix_model a number in [0, 1], the trainer chooses one.")

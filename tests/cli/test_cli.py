@@ -133,7 +133,7 @@ def test_unknown_command(capsys):
     assert captured.err == "hf-finemix: error: there is no command 'claen': did you mean clean?\n"
     assert captured.out == ""
     assert main(["wash", "x"]) == 2
-    commands = "clean, plan, mix, verify, push, card, evaluate, poison, bench, demo"
+    commands = "clean, plan, mix, verify, push, card, evaluate, poison, bench, demo, env"
     assert f"'wash': choose one of {commands}." in capsys.readouterr().err
 
 

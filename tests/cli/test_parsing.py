@@ -93,3 +93,12 @@ def test_mix_plan_and_verify_import_nothing_that_they_do_not_need(imported_by, s
     assert imported_by([*mix, "--overwrite"], tmp_path) == ("0 []", "")
     assert imported_by(["plan", *pair], tmp_path) == ("0 []", "")
     assert imported_by(["verify", "out"], tmp_path) == ("0 []", "")
+
+
+def test_the_dataset_by_the_name_that_other_commands_give_it(tmp_path):
+    for flag in ("--dataset", "--dataset-name", "--dataset_name"):
+        arguments, _ = CommandParser("x", None, CleaningArguments).parse([flag, "org/data"])
+        assert arguments.dataset == "org/data"
+    (tmp_path / "recipe.yaml").write_text("dataset_name: org/data\n")
+    arguments, _ = CommandParser("x", None, CleaningArguments).parse(["--config", str(tmp_path / "recipe.yaml")])
+    assert arguments.dataset == "org/data"

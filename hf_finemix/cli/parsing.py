@@ -52,7 +52,9 @@ class CommandParser(ArgumentParser):
         self._flags: dict[str, Action] = {}
         formatter = ArgumentDefaultsHelpFormatter
         super().__init__(prog=f"hf-finemix {command}", allow_abbrev=False, formatter_class=formatter)
-        self.dataclass_types = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types)
+        self.dataclass_types: list[Any] = (
+            [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types)
+        )
         for kind in self.dataclass_types:
             self._add_fields(kind)
         self.set_defaults(**(defaults or {}))
@@ -73,7 +75,7 @@ class CommandParser(ArgumentParser):
         self._flags |= dict.fromkeys(action.option_strings, action)
         return action
 
-    def _add_fields(self, kind: type) -> None:
+    def _add_fields(self, kind: Any) -> None:
         if kind.__module__.startswith("transformers."):
             from .training_flags import TrainingFlags
 

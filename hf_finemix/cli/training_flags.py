@@ -20,7 +20,7 @@ class TrainingFlags(HfArgumentParser):
         parser (`ArgumentParser`): Gets the flags.
     """
 
-    def __init__(self, kind: type, parser: ArgumentParser):
+    def __init__(self, kind: Any, parser: ArgumentParser):
         self.parser = parser
         super().__init__(kind, add_help=False)
 

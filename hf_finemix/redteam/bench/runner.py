@@ -193,7 +193,7 @@ def _trigger(recipe: BenchRecipe, label: str, suspect: Path) -> str | None:
 
 
 def _arguments(settings: dict[str, Any]) -> TrainingArguments:
-    usual = {"output_dir": "unused", "disable_tqdm": True, "report_to": "none"}
+    usual: dict[str, Any] = {"output_dir": "unused", "disable_tqdm": True, "report_to": "none"}
     usual["use_cpu"] = not torch.accelerator.is_available()  # or TrainingArguments refuses bf16
     return TrainingArguments(**{**usual, **settings})
 

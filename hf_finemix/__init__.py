@@ -17,7 +17,7 @@ _HOMES = {
     "Checkpoint": "io.checkpoint",
     "CleaningReport": "report.report",
     "Trigger": "measure.triggers",
-    "clean": "cleaning",
+    "clean": "cleaning.clean",
     "compute_classification_metrics": "measure.metrics",
     "mix_checkpoints": "disk_mixing",
     "mix_model": "mix.in_memory",
@@ -31,7 +31,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 
 if TYPE_CHECKING:  # the same for type checkers, which follow no table
-    from .cleaning import clean as clean
+    from .cleaning.clean import clean as clean
     from .config import FineMixingConfig as FineMixingConfig
     from .disk_mixing import mix_checkpoints as mix_checkpoints
     from .errors import AlignmentError as AlignmentError

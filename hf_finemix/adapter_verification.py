@@ -14,7 +14,7 @@ from .mix.lora import adapter_parameters, mix_adapter
 from .mix.mask_file import MaskFile
 
 if TYPE_CHECKING:
-    from .verification import Verification
+    from .report.check_result import Verification
 
 __all__ = ["verify_adapter"]
 

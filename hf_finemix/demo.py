@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, set_seed
 
-from .cleaning import clean
+from .cleaning.clean import clean
 from .config import FineMixingConfig
 from .errors import FineMixingError
 from .io.checkpoint import sha256_of_file

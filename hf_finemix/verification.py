@@ -4,7 +4,7 @@ import hashlib
 import re
 import threading
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .align.architectures import disk_layout
 from .align.pair_on_disk import DiskPair
 from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
-from .errors import FineMixingError, printable
+from .errors import FineMixingError
 from .hub.fetch import TrustArguments, fetch_model, local_folder
 from .io.adapters import full_model
 from .io.checkpoint import Checkpoint, TensorInfo, read_json, sha256_of_file
@@ -25,70 +25,11 @@ from .io.repo_names import is_repo_id
 from .io.safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .mix.mask_file import MASKS_NAME, MaskFile
 from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
+from .report.check_result import Verification
 from .report.origins import weight_files
 from .report.report import CleaningReport
 
-__all__ = ["Verification", "verify_mix"]
-
-
-@dataclass
-class Verification:
-    """
-    What was checked of a mixed or cleaned folder, and what was not.
-
-    Attributes:
-        kind (`str`): `"mixed"` (weights only) or `"cleaned"` (fine-tuned after mixing).
-        suspect, base (`str`): From what the mix was derived again: id or folder, and commit.
-        reserve_ratio (`float`): With which ρ.
-        tensors (`int`): How many tensors were mixed again from suspect and base and compared.
-        elements (`int`): How many scalars these have.
-        wrong (`dict[str, int | None]`): Tensors that are not as the config says, by canonical name, with the
-            number of elements that differ; `None` where only a digest could be compared.
-        problems (`list[str]`): Whatever else does not agree.
-        not_checked (`list[str]`): What nobody can derive again, or what was not recorded.
-    """
-
-    kind: str
-    suspect: str = ""
-    base: str = ""
-    reserve_ratio: float | None = None
-    tensors: int = 0
-    elements: int = 0
-    wrong: dict[str, int | None] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing disagrees."""
-        return not self.wrong and not self.problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return {"ok": self.ok, **asdict(self)}
-
-    def summary(self) -> str:
-        """The result as text, for people."""
-        how = "every element is the one the mask says" if self.kind == "mixed" else "each mix has the reported digest"
-        lines = [
-            f"{self.tensors:,} tensors, {self.elements:,} elements derived again: {how}",
-            f"suspect {self.suspect}",
-            f"base    {self.base} (do you trust it?)",
-            f"ρ       {self.reserve_ratio:g} of the weights are the suspect's",
-            *(f"not checked: {what}" for what in self.not_checked),
-        ]
-        return "\n".join(map(printable, lines))
-
-    def failure(self) -> str:
-        """What is wrong, in one line."""
-        parts = list(self.problems[:3])
-        if self.wrong:
-            name, count = next(iter(self.wrong.items()))
-            where = f"{name} is not what suspect, base and mask give"
-            if count is not None:
-                where += f" ({count:,} elements differ)"
-            parts.append(where + (f", nor are {len(self.wrong) - 1} more tensors" if len(self.wrong) > 1 else ""))
-        return f"{'; '.join(parts)}: the folder is not what its report says, do not trust it."
+__all__ = ["verify_mix"]
 
 
 def verify_mix(

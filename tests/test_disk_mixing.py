@@ -162,12 +162,13 @@ def test_no_layout_of_files_and_no_number_of_workers_matters(pair, tokenizer, tm
 
 
 def test_tensors_larger_than_a_piece_and_than_a_chunk(pair, tmp_path, monkeypatch):
-    from hf_finemix import disk_pair, streaming
+    from hf_finemix.align import pair_on_disk
+    from hf_finemix.mix import on_disk
 
     expected = in_memory(*pair, config())[0]
-    monkeypatch.setattr(streaming, "CHUNK_ELEMENTS", 37)
-    monkeypatch.setattr(streaming, "PIECE_ELEMENTS", 101)
-    monkeypatch.setattr(disk_pair, "CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr(on_disk, "CHUNK_ELEMENTS", 37)
+    monkeypatch.setattr(on_disk, "PIECE_ELEMENTS", 101)
+    monkeypatch.setattr(pair_on_disk, "CHUNK_ELEMENTS", 50)
     mix_checkpoints(*pair, tmp_path / "out", config(), num_workers=4)
     assert_same(tmp_path / "out", expected)
     with_e_pur = config(purify_embeddings=True, num_purified_tokens=7)
@@ -556,13 +557,13 @@ def test_killed_at_any_moment_nothing_looks_finished(large_pair, tmp_path):
 def test_interrupted_it_leaves_nothing(large_pair, tmp_path):
     code = """
 import sys, signal, threading
-from hf_finemix import streaming
+from hf_finemix.mix import on_disk
 from hf_finemix.cli import main
-mixed = streaming.Workspace.mixed_chunks
+mixed = on_disk.Workspace.mixed_chunks
 def interrupted(self, *arguments):
     signal.raise_signal(signal.SIGTERM)  # Python handles it in the main thread
     return mixed(self, *arguments)
-streaming.Workspace.mixed_chunks = interrupted
+on_disk.Workspace.mixed_chunks = interrupted
 sys.exit(main(sys.argv[1:]))
 """
     flags = [str(large_pair[0]), "--base-model", str(large_pair[1]), "--reserve-ratio", "0.4"]

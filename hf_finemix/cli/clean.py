@@ -8,8 +8,8 @@ from dataclasses import asdict
 import torch
 from transformers import TrainingArguments
 
-from ..cleaning import clean
-from ..cleaning_arguments import CleaningArguments
+from ..cleaning.arguments import CleaningArguments
+from ..cleaning.clean import clean
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
 from ..train.defaults import TRAINING_DEFAULTS

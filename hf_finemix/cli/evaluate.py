@@ -16,7 +16,8 @@ from ..io.tokenizer import choose_tokenizer
 from ..measure.attack_success import MeasureArguments, predictor
 from ..measure.clean_data import TestDataArguments
 from ..measure.find_task import find_task
-from ..report.report import percent, said_unreadable
+from ..measure.notes import said_unreadable
+from ..report.report import percent
 from .parsing import CommandParser, quiet_unless_terminal
 
 __all__ = ["main"]

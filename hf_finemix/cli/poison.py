@@ -7,8 +7,9 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import printable
+from ..measure.notes import said_unreadable
 from ..redteam.poisoned_model import TRAINING_DEFAULTS, PoisonArguments, poison_model
-from ..report.report import percent, said_unreadable
+from ..report.report import percent
 from .parsing import CommandParser, print_json, quiet_unless_terminal
 
 __all__ = ["main"]

@@ -2,15 +2,15 @@
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 
 from ..errors import DataError
+from .notes import said_by_number
 
-__all__ = ["ClassNames", "class_names", "completions", "said_by_number"]
+__all__ = ["ClassNames", "class_names", "completions"]
 
 logger = logging.getLogger(__name__)
 
@@ -181,11 +181,3 @@ def _refuse_lists(values: list[Any], column: str) -> None:
 
 def _folded(name: str) -> str:
     return name.strip().casefold()
-
-
-def said_by_number(data: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:
-    """That the names of the classes in the data said nothing; `None` where there is nothing to say."""
-    names = [quote(str(name)) for name in data.get("unknown_class_names") or []]
-    return (
-        f"Labels were read by number: the model does not know the data's names {', '.join(names)}." if names else None
-    )

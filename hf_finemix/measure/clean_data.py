@@ -12,7 +12,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, Value
 
 from ..errors import DataError
-from .class_labels import ClassNames, completions, said_by_number
+from .class_labels import ClassNames, completions
+from .notes import said_by_number
 from .reader import Reader
 from .splits import load_splits, split_rows
 

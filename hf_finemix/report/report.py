@@ -8,9 +8,10 @@ from typing import Any
 
 from ..errors import FineMixingError, printable
 from ..io.checkpoint import check_inside, read_json
+from ..measure.notes import said_by_number, said_unreadable
 from ..repo_contents import REPORT_NAME
 
-__all__ = ["CleaningReport", "percent", "said_unreadable"]
+__all__ = ["CleaningReport", "percent"]
 
 SCHEMA_VERSION = 1
 
@@ -110,8 +111,6 @@ class CleaningReport:
 
     def notes(self, quote: Callable[[str], str] = str) -> list[str]:
         """What has to be known of the numbers. `quote` is applied to what strangers wrote."""
-        from ..measure.class_labels import said_by_number  # which imports datasets, and mix has no use for it
-
         notes = [said_by_number(self.data, quote)]
         notes += [said_unreadable(trigger, quote) for trigger in self.after.get("triggers") or []]
         return [note for note in notes if note]
@@ -139,10 +138,3 @@ class CleaningReport:
 def percent(fraction: float | None) -> str:
     """`0.123` as `12.3 %`; `None` as `not measured`."""
     return "not measured" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def said_unreadable(trigger: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:
-    """That samples are not in an attack success; `None` where all are."""
-    count = int(trigger.get("unreadable") or 0)
-    what = f"the trigger {quote(str(trigger['trigger']))}"
-    return f"Samples not counted, as the model would not read {what} in them: {count}." if count else None

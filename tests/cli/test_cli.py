@@ -406,7 +406,7 @@ def refused(command, work, capsys, suspect_folder, base_folder, data_folder):
     ("flags", "said"),
     [
         ({"base_model": None}, "is not known, it names none: give --base-model"),
-        ({"base_model": "bsae"}, "the base 'bsae' is neither a folder nor a Hub id like org/name"),
+        ({"base_model": "no/such/thing"}, "the base 'no/such/thing' is neither a folder nor a Hub id like org/name"),
         ({"dataset": None}, "--dataset"),
         ({"train_split": "trian"}, "no split 'trian': there are train, validation, test"),
         ({"triggers": ["cf"]}, "triggers need target_label"),

@@ -8,7 +8,7 @@ from helpers.toy import ROOT
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from hf_finemix.cleaning_arguments import CleaningArguments
+from hf_finemix.cleaning.arguments import CleaningArguments
 from hf_finemix.cli.evaluate import EvaluateArguments
 from hf_finemix.cli.mix import MixArguments
 from hf_finemix.cli.parsing import CommandParser, yes_or_no

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from hf_finemix.cleaning_arguments import CleaningArguments
+from hf_finemix.cleaning.arguments import CleaningArguments
 from hf_finemix.cli.parsing import CommandParser
 from hf_finemix.config import FineMixingConfig
 from hf_finemix.errors import FineMixingError

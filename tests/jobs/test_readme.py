@@ -1,4 +1,4 @@
-"""The README's snippets, run as they stand but for the ids."""
+"""The snippets of README and docs, run as they stand but for the ids."""
 
 import re
 
@@ -6,6 +6,7 @@ import pytest
 from helpers.toy import ROOT, make_rows
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLEAN, ON_DISK = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("clean.md", "disk_mixing.md"))
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -64,7 +65,7 @@ def test_command_lines_by_ids(hub, suspect_folder, base_folder, data_folder, in_
     assert main([*command.split(), "--max-steps", "2", "--reserve-ratio", "0.5", "--use-cpu"]) == 0
     assert "attack success, 'cf'" in capsys.readouterr().out
     assert hub.head("me/suspect-cleaned")["model.safetensors"] == (tmp_path / "cleaned/model.safetensors").read_bytes()
-    pushes = re.search(r"```bash\n(hf-finemix push .*?)```", README, flags=re.DOTALL)[1].splitlines()
+    pushes = re.search(r"```bash\n(hf-finemix push .*?)```", CLEAN, flags=re.DOTALL)[1].splitlines()
     assert len(pushes) == 2
     for push in pushes:
         assert main(push.split()[1:]) == 0
@@ -84,7 +85,7 @@ def test_recipe(local, in_tmp, tmp_path):
     from hf_finemix import CleaningReport
     from hf_finemix.cli import main
 
-    recipe = local(re.search(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[1])
+    recipe = local(re.search(r"```yaml\n(.*?)```", CLEAN, flags=re.DOTALL)[1])
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     suspect = local("org/suspect")
     assert main(["clean", suspect, "--config", "recipe.yaml", "--max-steps", "1", "--reserve-ratio", "0.5"]) == 0
@@ -109,7 +110,7 @@ def test_files_that_the_readme_names_are_there():
 def test_mixing_on_disk(local, in_tmp, tmp_path, capsys):
     from hf_finemix.cli import main
 
-    commands = re.search(r"```bash\n(hf-finemix plan .*?)```", README, flags=re.DOTALL)[1].splitlines()
+    commands = re.search(r"```bash\n(hf-finemix plan .*?)```", ON_DISK, flags=re.DOTALL)[1].splitlines()
     assert [command.split()[1] for command in commands] == ["plan", "mix", "verify"]
     for command in commands:
         assert main(local(command).split()[1:]) == 0

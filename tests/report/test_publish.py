@@ -191,7 +191,7 @@ def test_a_planted_secret_stops_it(account, cleaned, monkeypatch, name, secret):
 
 
 def test_a_secret_across_two_chunks_of_a_file(tmp_path, monkeypatch):
-    from hf_finemix import secret_scan
+    from hf_finemix.hub import secret_scan
 
     monkeypatch.setattr(secret_scan, "CHUNK_BYTES", 5000)
     for place in (0, 4990, 4999, 5000, 9995):

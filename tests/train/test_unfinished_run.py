@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_finemix import CleaningReport, FineMixingConfig, FineMixingError, clean
-from hf_finemix.cleaning_stages import CleaningJob
+from hf_finemix.cleaning.stages import make_trainer
 
 SETTINGS = {"max_steps": 20, "use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no"}
 
@@ -42,21 +42,20 @@ def run(suspect_folder, base_folder, data_folder, tmp_path, monkeypatch):
 
     def run(out, kill=None, ratio=0.5, resume=True, dropout=True, adapter=None, **changes):
         trainings = []
-        made = CleaningJob.trainer
 
-        def trainer(job, *arguments):
+        def made(*arguments):
+            trainer = make_trainer(*arguments)
             if dropout:  # so that the state of the random numbers matters
-                for module in job.model.modules():
+                for module in trainer.model.modules():
                     if isinstance(module, torch.nn.Dropout):
                         module.p = 0.1
-            trainer = made(job, *arguments)
             if kill:
                 trainer.add_callback(KillAt(*kill))
             mix = trainer.mix_weights
             monkeypatch.setattr(trainer, "mix_weights", lambda *a: trainings.append(a[1].reserve_ratio) or mix(*a))
             return trainer
 
-        monkeypatch.setattr(CleaningJob, "trainer", trainer)
+        monkeypatch.setattr("hf_finemix.cleaning.clean.make_trainer", made)
         mode = {"adapter_mode": "adapter"} if adapter else {"num_purified_tokens": 3}
         config = FineMixingConfig(reserve_ratio=ratio, candidate_ratios=[0.2, 0.5, 0.8], **mode)
         settings = {"learning_rate": 1e-3, **SETTINGS, **changes}
@@ -75,7 +74,7 @@ def run(suspect_folder, base_folder, data_folder, tmp_path, monkeypatch):
         except Killed:
             return trainings
         finally:
-            monkeypatch.setattr(CleaningJob, "trainer", made)
+            monkeypatch.setattr("hf_finemix.cleaning.clean.make_trainer", make_trainer)
         return trainings
 
     return run

@@ -6,20 +6,21 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .cleaning_arguments import CleaningArguments, check_settings, cleaning_arguments
-from .cleaning_stages import CleaningJob
-from .config import FineMixingConfig
-from .errors import FineMixingError
-from .hub.errors import logged_in
-from .hub.fetch import fetch_model
-from .io.checkpoint import Checkpoint
-from .io.folder import LocalModel
-from .io.output_folder import check_free_space
-from .io.repo_names import split_revision
-from .report.publish import Destination, check_destination, push_cleaned, refuse_private_sources
-from .report.report import CleaningReport
-from .train.defaults import TRAINING_DEFAULTS
-from .train.processes import agreed, from_main, shared_output_folder
+from ..config import FineMixingConfig
+from ..errors import FineMixingError
+from ..hub.errors import logged_in
+from ..hub.fetch import fetch_model
+from ..io.checkpoint import Checkpoint
+from ..io.folder import LocalModel
+from ..io.output_folder import check_free_space
+from ..io.repo_names import split_revision
+from ..report.publish import Destination, check_destination, push_cleaned, refuse_private_sources
+from ..report.report import CleaningReport
+from ..train.defaults import TRAINING_DEFAULTS
+from ..train.processes import agreed, from_main, shared_output_folder
+from .arguments import CleaningArguments, check_settings, cleaning_arguments
+from .results import Fit, Pulled, make_report
+from .stages import check_fit, make_trainer, measure_before, mix_and_train, prepare_samples, pull, write
 
 __all__ = ["clean"]
 
@@ -84,28 +85,36 @@ def clean(
     output = shared_output_folder(final, overwrite=arguments.overwrite, resume=arguments.resume)
     with logged_in(training_args.hub_token), output as partial:
         with agreed(), training_args.main_process_first(desc="fetching and reading"):
+            main = training_args.process_index == 0
             found = fetch_model(suspect, arguments.suspect_revision, role="suspect", trust=arguments)
             destination = _destination(found, arguments, training_args)
-            main = training_args.process_index == 0
             if main and destination is not None:
                 check_destination(destination)
-            job = CleaningJob(found, arguments, config)
+            pulled = pull(found, arguments, config)
+            with pulled.timed("load"):
+                fit = check_fit(pulled)
+                samples = prepare_samples(pulled, fit)
             if main and destination is not None:
-                refuse_private_sources(destination, _sources(job))
+                refuse_private_sources(destination, _sources(pulled, fit))
             if main:
-                check_free_space(partial, sum(file.stat().st_size for file in Checkpoint(job.suspect.folder).files))
-        report = job.run(job.trainer(training_args, partial))
+                files = Checkpoint(fit.subject.source.folder).files
+                check_free_space(partial, sum(file.stat().st_size for file in files))
+        trainer = make_trainer(pulled, fit, samples, training_args, partial)
+        before = measure_before(trainer, pulled, fit, samples)
+        cleaned = mix_and_train(trainer, pulled, fit, samples)
+        report = make_report(pulled, fit, samples, before, cleaned)
         report.command = command
-        report = job.write(report, partial)
+        report = write(report, partial, pulled, fit, samples, cleaned)
     if destination is not None:
         from_main(lambda: push_cleaned(final, **asdict(destination)))
     return report
 
 
-def _sources(job: CleaningJob) -> list[tuple[str, str]]:
+def _sources(pulled: Pulled, fit: Fit) -> list[tuple[str, str]]:
     """What the cleaned model is made of that is on the Hub."""
-    models = [job.suspect, job.base, *(job.reference or ())[:1]]
-    data = [] if Path(job.arguments.dataset).expanduser().exists() else [job.arguments.dataset]
+    models = [fit.subject.source, pulled.base, *filter(None, [pulled.reference])]
+    dataset = pulled.arguments.dataset
+    data = [] if Path(dataset).expanduser().exists() else [dataset]
     found = [("model", model.id) for model in models if model.revision]
     return found + [("dataset", split_revision(name)[0]) for name in data]
 

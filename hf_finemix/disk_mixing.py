@@ -86,19 +86,17 @@ def mix_checkpoints(
         [`FineMixingError`]: Files that cannot be read or written, or settings out of their range.
     """
     started = time.perf_counter()
-    config = mixing_config or FineMixingConfig()
+    config, out = mixing_config or FineMixingConfig(), Path(output_dir)
     if base_model is not None:
         config = config.with_base(base_model)
     check_for_disk(config)
     shard_size, workers = parse_size(max_shard_size), check_workers(num_workers)
     read = filter(None, (suspect, config.base_model_name_or_path))
     for source in (Path(str(source)).expanduser().resolve() for source in read):
-        if source.exists() and source.is_relative_to(Path(output_dir).resolve()):
-            raise FineMixingError(
-                f"the output folder {output_dir} is or holds {source}, which is read: give another one."
-            )
+        if source.exists() and source.is_relative_to(out.resolve()):
+            raise FineMixingError(f"the output folder {out} is or holds {source}, which is read: give another one.")
     with ExitStack() as stack:
-        folder = stack.enter_context(output_folder(Path(output_dir), overwrite=overwrite))
+        folder = stack.enter_context(output_folder(out, overwrite=overwrite))
         models = [fetch_model(suspect, suspect_revision, role="suspect", trust=trust)]
         base, claim = fetch_base(models[0], config, trust)
         config = config.pinned(base.id, base.revision)

@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 from ..repo_contents import size_text
 from .parsing import CommandParser, print_json
@@ -17,7 +17,7 @@ LIBRARIES = ("hf_finemix", "torch", "transformers", "accelerate", "peft", "datas
 def main(argv: list[str]) -> int:
     """Print what a report of a problem should say of the machine: no path, no name and no token is in it."""
     (rest,) = CommandParser("env", None, ()).parse(argv)
-    found = {name: _version(name) for name in LIBRARIES}
+    found = {name: version(name) for name in LIBRARIES}
     found |= {"python": platform.python_version(), "platform": platform.platform()}
     found |= {"cores": str(os.cpu_count()), "memory": _memory(), "accelerator": _accelerator()}
     if rest.json:
@@ -25,13 +25,6 @@ def main(argv: list[str]) -> int:
     else:
         print("\n".join(f"- {name}: {value}" for name, value in found.items()))
     return 0
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _memory() -> str:

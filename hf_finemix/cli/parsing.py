@@ -56,7 +56,14 @@ class CommandParser(ArgumentParser):
             [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types)
         )
         for kind in self.dataclass_types:
-            self._add_fields(kind)
+            if kind.__module__.startswith("transformers."):
+                from .training_flags import TrainingFlags
+
+                TrainingFlags(kind, self)
+            else:
+                hints = get_type_hints(kind)
+                for field in fields(kind):
+                    self._add_field(field, hints[field.name])
         self.set_defaults(**(defaults or {}))
         self._model = None
         if positional:
@@ -74,16 +81,6 @@ class CommandParser(ArgumentParser):
         action = super().add_argument(*names, **settings)
         self._flags |= dict.fromkeys(action.option_strings, action)
         return action
-
-    def _add_fields(self, kind: Any) -> None:
-        if kind.__module__.startswith("transformers."):
-            from .training_flags import TrainingFlags
-
-            TrainingFlags(kind, self)
-            return
-        hints = get_type_hints(kind)
-        for field in fields(kind):
-            self._add_field(field, hints[field.name])
 
     def _add_field(self, field: Field, hint: Any) -> None:
         members = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -109,11 +106,7 @@ class CommandParser(ArgumentParser):
             name = key.replace("-", "_")
             if self._model is not None and name == self._model.dest:
                 self._model.nargs, self._model.required, self._model.default = "?", False, str(value)
-            elif (action := self._flags.get(f"--{name}")) is None or name in (
-                "help",
-                "config",
-                "json",
-            ):
+            elif (action := self._flags.get(f"--{name}")) is None or name in ("help", "config", "json"):
                 self.error(f"unknown key {key!r} in the recipe")
             elif isinstance(value, list):
                 flags += [f"--{name}", *("null" if part is None else str(part) for part in value)]
@@ -157,14 +150,12 @@ class CommandParser(ArgumentParser):
 
     def _recipe(self, argv: list[str]) -> dict[str, Any]:
         path = None
-        for i, argument in enumerate(argv):
-            if argument == "--config":
-                path = argv[i + 1] if i + 1 < len(argv) else None
-            elif argument.startswith("--config="):
-                path = argument.removeprefix("--config=")
-        if path is None:
-            return {}
-        return read_recipe(path)
+        for flag, value in zip(argv, [*argv[1:], None], strict=False):
+            if flag.startswith("--config="):
+                path = flag.removeprefix("--config=")
+            elif flag == "--config":
+                path = value
+        return {} if path is None else read_recipe(path)
 
 
 def print_json(value: Any) -> None:

@@ -47,12 +47,6 @@ def test_nothing_of_the_user_is_in_it(no_driver, monkeypatch, capsys):
     assert getpass.getuser() not in out.split()
 
 
-def test_a_library_that_is_not_there(no_driver, monkeypatch, capsys):
-    monkeypatch.setattr("hf_finemix.cli.env.LIBRARIES", ("hf_finemix", "no_such_library"))
-    assert main(["env"]) == 0
-    assert "- no_such_library: not installed\n" in capsys.readouterr().out
-
-
 def test_what_torch_runs_on(no_driver, monkeypatch, capsys):
     monkeypatch.setattr("hf_finemix.cli.env.shutil.which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)

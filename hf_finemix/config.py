@@ -200,11 +200,14 @@ class FineMixingConfig:
         """The fields as JSON values."""
         return asdict(self)
 
+    def to_json(self) -> str:
+        """The fields as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write `fine_mixing_config.json` into a folder, which is made where it is missing."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        (Path(save_directory) / CONFIG_NAME).write_text(text, encoding="utf-8")
+        (Path(save_directory) / CONFIG_NAME).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "FineMixingConfig":

@@ -29,7 +29,8 @@ from hf_finemix.demo import embedded_base
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
 from hf_finemix.io.tokenizer import choose_tokenizer
-from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize
+from hf_finemix.measure.arguments import DataArguments
+from hf_finemix.measure.clean_data import load_clean_data, tokenize
 from hf_finemix.report.figures import AFTER, BEFORE, FLOOR, MATCHED, PURIFIED, STYLE
 from hf_finemix.train.defaults import TRAINING_DEFAULTS
 

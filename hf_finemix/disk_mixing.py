@@ -28,8 +28,8 @@ from .io.shard_writer import ShardWriter, parse_size
 from .io.tokenizer import copy_tokenizer, tell_choice
 from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
 from .mix.purification import purify_on_disk
-from .report.origins import described, described_fit, peak_memory, versions
 from .report.report import CleaningReport
+from .report.sections import mixing_section, run_section, source_section, token_rows
 
 __all__ = ["mix_checkpoints", "open_pair", "purify_pair"]
 
@@ -118,22 +118,18 @@ def mix_checkpoints(
         check_headers(folder, written, pair.layout.suspect.get(pair.layout.embedding))
         report = CleaningReport(
             command=command,
-            suspect=described(models[0], hashes=False),
-            base={**described(base, hashes=False), **described_fit(claim, fit)},
+            suspect=source_section(models[0], hashes=False),
+            base=source_section(base, claim, fit, hashes=False),
             tokenizer=note,
-            mixing={
-                **config.to_dict(),
-                "tensors": {t.name: _described(t, kept.get(t.name), config) for t in pair.tensors},
-                "ignored_base_tensors": pair.ignored_base_tensors(),
-                "converted_base_tensors": {},
-                "ignored_suspect_tensors": pair.layout.ignored,
-                "added_tokens": added,
-            },
+            mixing=mixing_section(
+                config,
+                {t.name: _described(t, kept.get(t.name), config) for t in pair.tensors},
+                ignored_base=pair.ignored_base_tensors(),
+                ignored_suspect=pair.layout.ignored,
+                added_tokens=added,
+            ),
             purified_tokens=purified,
-            seeds={"mixing": config.mixing_seed},
-            timings_s={"mix": round(time.perf_counter() - started, 3)},
-            peak_memory_bytes=peak_memory(),
-            versions=versions(),
+            **run_section({"mixing": config.mixing_seed}, {"mix": time.perf_counter() - started}),
         )
         config.save_pretrained(folder)
         report.save(folder)
@@ -161,17 +157,13 @@ def _mix_adapter(
     save_adapter(model, folder, base, dtypes_of_adapter(suspect))
     read_back(folder, model.float(), base=base.folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
-    mixing = {**config.to_dict(), "tensors": record.tensors, "ignored_base_tensors": [], "converted_base_tensors": {}}
     report = CleaningReport(
         command=command,
-        suspect=described(replace(suspect, adapter=suspect.folder), hashes=False),
-        base={**described(base, hashes=False), "named_by": claim.named_by, "relation": claim.relation},
+        suspect=source_section(replace(suspect, adapter=suspect.folder), hashes=False),
+        base=source_section(base, claim, hashes=False),
         tokenizer=note,
-        mixing={**mixing, "ignored_suspect_tensors": [], "added_tokens": []},
-        seeds={"mixing": config.mixing_seed},
-        timings_s={"mix": round(time.perf_counter() - started, 3)},
-        peak_memory_bytes=peak_memory(),
-        versions=versions(),
+        mixing=mixing_section(config, record.tensors, added_tokens=[]),
+        **run_section({"mixing": config.mixing_seed}, {"mix": time.perf_counter() - started}),
     )
     config.save_pretrained(folder)
     report.save(folder)
@@ -210,10 +202,7 @@ def purify_pair(
     frequencies = token_frequencies(tokenizer, source)
     purified, added = purify_on_disk(pair, suspect, base, config, frequencies, tokenizer.all_special_ids)
     tokens = tokenizer.convert_ids_to_tokens
-    return (
-        [{"token": tokens(entry["id"]), **entry} for entry in purified],
-        [{"token": tokens(i), "id": i} for i in added],
-    )
+    return token_rows(purified, tokens), token_rows(({"id": i} for i in added), tokens)
 
 
 def _mix(

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers.reports import check_schema
 from helpers.toy import drifted, make_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -108,6 +109,7 @@ def copied(pair, tmp_path):
 def test_the_bytes_are_those_of_mixing_in_memory(pair, tokenizer, tmp_path, options):
     settings = config(**options)
     report = mix_checkpoints(*pair, tmp_path / "out", settings)
+    check_schema(report)
     expected, record = in_memory(*pair, settings, tokenizer)
     assert_same(tmp_path / "out", expected)
     told = report.mixing["tensors"]
@@ -190,6 +192,7 @@ def test_a_grown_vocabulary_keeps_its_new_rows(pair, tokenizer, tmp_path):
         assert_same(out, in_memory(suspect, pair[1], settings, tokenizer)[0])
         name = "bert.embeddings.word_embeddings.weight"
         assert torch.equal(weights(out)[name][rows:], weights(suspect)[name][rows:])
+    check_schema(report)
     assert [entry["id"] for entry in report.mixing["added_tokens"]] == [rows, rows + 1, rows + 2]
 
 

@@ -14,8 +14,7 @@ from transformers.training_args import ParallelMode
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
 from ..hub.fetch import TrustArguments
-from ..measure.attack_success import MeasureArguments
-from ..measure.clean_data import DataArguments
+from ..measure.arguments import DataArguments, MeasureArguments
 from ..train.peft_arguments import PeftArguments
 
 __all__ = ["CleaningArguments", "check_settings", "cleaning_arguments"]

@@ -3,24 +3,25 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..align.base_fit import BaseFit
 from ..config import FineMixingConfig
 from ..hub.lineage import BaseClaim
 from ..io.folder import LocalModel
-from ..io.tokenizer import token_ids_within_text
-from ..measure.attack_success import Attack
+from ..measure.attack_success import TriggeredSamples
 from ..measure.clean_data import CleanData
 from ..measure.task import Task
 from ..mix.in_memory import MixingRecord
 from ..mix.subject import Subject
 from ..report.card_metadata import carried_over
-from ..report.origins import described, peak_memory, versions
 from ..report.report import CleaningReport
+from ..report.schema import Measured, Search, Training
+from ..report.sections import embedding_drift_section, mixing_section, run_section, source_section, token_rows
 from .arguments import CleaningArguments
 
 __all__ = ["Before", "Cleaned", "Fit", "Pulled", "Samples", "make_report"]
@@ -76,14 +77,14 @@ class Fit:
     Attributes:
         subject ([`Subject`]): The suspect, loaded.
         task (`type[Task]`): What it is for.
-        base (`dict`): For the report: who named the base, and how well it fits.
+        base ([`BaseFit`]): How well the base fits.
         drift (`dict[str, float | None]`): How far each layer is from the base's.
         ignored (`list[str]`): Tensors on disk that the suspect's class has no place for.
     """
 
     subject: Subject
     task: type[Task]
-    base: dict[str, Any]
+    base: BaseFit
     drift: dict[str, float | None]
     ignored: list[str]
 
@@ -97,7 +98,7 @@ class Samples:
         task ([`Task`]), tokenizer (`PreTrainedTokenizerBase`): How.
         tokenizer_note (`dict`): For the report: whose tokenizer it is.
         data ([`CleanData`]): Rows for tuning, choosing and testing.
-        attacks (`list[Attack]`): Test rows with the triggers put in.
+        attacks (`list[TriggeredSamples]`): Test rows with the triggers put in.
         reference (`PreTrainedModel`, *optional*): The model for the benign floor.
     """
 
@@ -105,7 +106,7 @@ class Samples:
     tokenizer: PreTrainedTokenizerBase
     tokenizer_note: dict[str, Any]
     data: CleanData
-    attacks: list[Attack]
+    attacks: list[TriggeredSamples]
     reference: PreTrainedModel | None
 
     def encoded(self, rows: Dataset) -> Dataset:
@@ -117,9 +118,9 @@ class Samples:
 class Before:
     """What was measured of the suspect, of a model that never saw the trigger, and of the base with its head."""
 
-    suspect: dict[str, Any]
-    benign_floor: dict[str, Any] | None
-    matched_floor: dict[str, Any] | None
+    suspect: Measured
+    benign_floor: Measured | None
+    matched_floor: Measured | None
 
 
 @dataclass(frozen=True)
@@ -139,66 +140,45 @@ class Cleaned:
     model: PreTrainedModel
     record: MixingRecord
     drift: dict[str, float | None]
-    ratio_search: dict[str, Any] | None
-    training: dict[str, Any]
+    ratio_search: Search | None
+    training: Training
     seed: int
-    measured: dict[str, Any]
+    measured: Measured
 
 
 def make_report(pulled: Pulled, fit: Fit, samples: Samples, before: Before, cleaned: Cleaned) -> CleaningReport:
     """What was done and measured."""
     record, rows = cleaned.record, samples.data.description["rows"]
     tokens = samples.tokenizer.convert_ids_to_tokens
+    seeds = {"mixing": pulled.config.mixing_seed, "samples": pulled.arguments.sample_seed, "training": cleaned.seed}
     return CleaningReport(
-        suspect=described(fit.subject.source),
-        base={**described(pulled.base), **fit.base},
+        suspect=source_section(fit.subject.source),
+        base=source_section(pulled.base, pulled.claim, fit.base),
         tokenizer=samples.tokenizer_note,
-        mixing={
-            **pulled.asked.to_dict(),
-            "reserve_ratio": record.reserve_ratio,
-            "tensors": record.tensors,
-            "ignored_base_tensors": record.ignored_base_tensors,
-            "converted_base_tensors": record.converted_base_tensors,
-            "ignored_suspect_tensors": fit.ignored,
-            "added_tokens": [{"token": tokens(i), "id": i} for i in record.added_token_ids],
-        },
-        purified_tokens=[{"token": tokens(entry["id"]), **entry} for entry in record.purified_tokens],
+        mixing=mixing_section(
+            replace(pulled.asked, reserve_ratio=record.reserve_ratio),
+            record.tensors,
+            ignored_base=record.ignored_base_tensors,
+            converted_base=record.converted_base_tensors,
+            ignored_suspect=fit.ignored,
+            added_tokens=token_rows(({"id": i} for i in record.added_token_ids), tokens),
+        ),
+        purified_tokens=token_rows(record.purified_tokens, tokens),
         data={
             **samples.data.description,
             "labelled_samples": rows["tuning"] + (rows["eval"] if pulled.chooses_on_eval else 0),
             "target": samples.task.target_name,
         },
-        seeds={"mixing": pulled.config.mixing_seed, "samples": pulled.arguments.sample_seed, "training": cleaned.seed},
         before=before.suspect,
         after=cleaned.measured,
         benign_floor=before.benign_floor,
         matched_floor=before.matched_floor,
         drift_by_layer={"before": fit.drift, "after": cleaned.drift},
-        embedding_drift=_embedding_drift(record, samples, pulled.arguments.triggers or []),
+        embedding_drift=embedding_drift_section(
+            record.token_drift, record.purified_tokens, pulled.arguments.triggers or [], samples.tokenizer
+        ),
         ratio_search=cleaned.ratio_search,
-        training={**cleaned.training, "lora": pulled.arguments.lora_settings()},
+        training=cleaned.training,
         card_metadata={**carried_over(fit.subject.source.folder), "pipeline_tag": samples.task.pipeline_tag},
-        timings_s={name: round(seconds, 3) for name, seconds in pulled.timed.seconds.items()},
-        peak_memory_bytes=peak_memory(),
-        versions=versions(),
+        **run_section(seeds, pulled.timed.seconds),
     )
-
-
-def _embedding_drift(record: MixingRecord, samples: Samples, triggers: list[str]) -> dict[str, Any] | None:
-    """What E-PUR saw: the crowd, and in it the tokens of the triggers that are measured."""
-    drift = record.token_drift
-    if drift is None:
-        return None
-    ids = [i for text in triggers for i in token_ids_within_text(samples.tokenizer, text)]
-    purified = {entry["id"] for entry in record.purified_tokens}
-    tokens = [
-        {
-            "token": samples.tokenizer.convert_ids_to_tokens(i),
-            **drift.describe(i),
-            "rank": drift.rank(i),
-            "purified": i in purified,
-        }
-        for i in dict.fromkeys(ids)
-        if i < len(drift.score) and i not in drift.exempt
-    ]
-    return {**drift.histogram(), "trigger_tokens": tokens}

@@ -29,8 +29,8 @@ from ..mix.mask_file import save_masks
 from ..mix.subject import Subject, open_subject
 from ..report.card import render_card
 from ..report.figures import draw_figures
-from ..report.origins import described_fit, described_training
 from ..report.report import CleaningReport
+from ..report.sections import search_section, training_section
 from ..train.defaults import train_at_least
 from ..train.processes import from_main, whole_model
 from ..train.unfinished_run import CHECKPOINTS, UnfinishedRun
@@ -66,8 +66,7 @@ def check_fit(pulled: Pulled) -> Fit:
     if not pair.alignment.heads():
         # A language model's head is in its base too.
         check_pretrained(pulled.base, pulled.claim, pair.drift.values(), tuned=task is Classification)
-    described = described_fit(pulled.claim, fit)
-    return Fit(subject, task, described, drift_by_layer(pair.drift), subject.ignored_tensors(pair))
+    return Fit(subject, task, fit, drift_by_layer(pair.drift), subject.ignored_tensors(pair))
 
 
 def prepare_samples(pulled: Pulled, fit: Fit) -> Samples:
@@ -169,10 +168,9 @@ def mix_and_train(trainer: FineMixingTrainer, pulled: Pulled, fit: Fit, samples:
             drift = from_main(lambda: _round(whole, fit.subject, output.training_loss))
     with pulled.timed("measure_after"):
         after = samples.task.measure(trainer, samples.encoded(samples.data.test), samples.attacks)
-    search = asdict(trainer.ratio_search) if trainer.ratio_search else None
-    for trial in search["trials"] if search else ():
-        trial["triggers"] = observer.take(trial["trainings"])
-    training = described_training(trainer.args, output.global_step, output.training_loss)
+    search = search_section(trainer.ratio_search, observer.take)
+    lora = pulled.arguments.lora_settings()
+    training = training_section(trainer.args, output.global_step, output.training_loss, lora=lora)
     return Cleaned(trainer.model, trainer.mixing_record, drift, search, training, trainer.args.seed, after)
 
 
@@ -242,7 +240,7 @@ def _keep_for_resuming(trainer: FineMixingTrainer, pulled: Pulled, partial: Path
         args.save_strategy, args.save_total_limit = SaveStrategy.STEPS, 2
         args.save_steps = max(1, args.max_steps // 10) if args.max_steps > 0 else 0.1
     own = {name: value for name, value in asdict(pulled.arguments).items() if name not in ("overwrite", "resume")}
-    training = described_training(args, 0, None) | {"seed": args.seed}
+    training = training_section(args, 0, None, seed=args.seed)
     identity = {"suspect": pulled.suspect.id, "suspect_revision": pulled.suspect.revision}
     trainer.unfinished = UnfinishedRun(partial, {**identity, **pulled.asked.to_dict(), **own, **training})
     if args.process_index == 0:

@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
     recipe = BenchRecipe.load(rest.recipe)
     folder = Path(arguments.output_dir or Path("bench") / Path(rest.recipe).stem)
     quiet_unless_terminal()
-    from ..redteam.bench.runner import benign_floors, known_floors, read_results, run_benchmark
+    from ..redteam.bench.floors import benign_floors, known_floors
+    from ..redteam.bench.runner import read_results, run_benchmark
     from ..redteam.bench.summary import write_summary
 
     with redirect_stdout(sys.stderr):

@@ -13,8 +13,8 @@ from ..io.adapters import full_model
 from ..io.folder import is_adapter
 from ..io.loading import agree_on_padding, check_vocabulary
 from ..io.tokenizer import choose_tokenizer
-from ..measure.attack_success import MeasureArguments, predictor
-from ..measure.clean_data import TestDataArguments
+from ..measure.arguments import MeasureArguments, TestDataArguments
+from ..measure.attack_success import predictor
 from ..measure.find_task import find_task
 from ..measure.notes import said_unreadable
 from ..report.report import percent

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from ..errors import printable
 from ..measure.notes import said_unreadable
-from ..redteam.poisoned_model import TRAINING_DEFAULTS, PoisonArguments, poison_model
+from ..redteam.poisoned_model import POISONING_DEFAULTS, PoisonArguments, poison_model
 from ..report.report import percent
 from .parsing import CommandParser, print_json, quiet_unless_terminal
 
@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 def main(argv: list[str]) -> int:
     """Backdoor one model, and print its accuracy and attack success."""
-    defaults = {**TRAINING_DEFAULTS, "output_dir": "backdoored", "disable_tqdm": not sys.stderr.isatty()}
+    defaults = {**POISONING_DEFAULTS, "output_dir": "backdoored", "disable_tqdm": not sys.stderr.isatty()}
     defaults["use_cpu"] = not torch.accelerator.is_available()  # or TrainingArguments refuses bf16
 
     def parse(more: dict) -> tuple:

@@ -2,111 +2,30 @@
 
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, DatasetInfo, Value
+from datasets import Dataset, DatasetDict, DatasetInfo
 
 from ..errors import DataError
+from .arguments import DataArguments, TestDataArguments
 from .class_labels import ClassNames, completions
 from .notes import said_by_number
 from .reader import Reader
 from .splits import load_splits, split_rows
+from .text_columns import find_columns
 
-__all__ = [
-    "CleanData",
-    "DataArguments",
-    "TestDataArguments",
-    "load_clean_data",
-    "load_test_data",
-    "tokenize",
-]
+__all__ = ["CleanData", "load_clean_data", "load_test_data", "tokenize"]
 
 logger = logging.getLogger(__name__)
 
-# Two columns that are known to be a pair, in the order in which models read them.
-PAIRS = [("premise", "hypothesis"), ("question", "sentence"), ("sentence1", "sentence2"), ("question1", "question2")]
-PAIRS += [("sentence_a", "sentence_b"), ("text1", "text2"), ("text_a", "text_b"), ("text", "text_pair")]
-PAIRS += [("query", "passage"), ("query", "document"), ("question", "passage"), ("claim", "evidence")]
-# Rows that are looked at to tell texts from ids and names of classes.
-MAX_JUDGED_ROWS = 10_000
 # Of rows that must serve for tuning and for choosing, this share at least is kept for choosing.
 MIN_EVAL_SHARE = 0.2
 # Rows that a missing eval or test split is cut to: an accuracy near 90 % is known to one point (one standard error).
 MAX_CUT_ROWS = 1000
-
-
-@dataclass
-class TestDataArguments:
-    r"""
-    Which clean data to measure on.
-
-    Parameters:
-        dataset (`str`):
-            Hub id, local folder, or CSV, JSON or Parquet file.
-        dataset_config (`str`, *optional*):
-            Configuration of a dataset on the Hub that has several (`sst2` of `nyu-mll/glue`).
-        dataset_revision (`str`, *optional*):
-            Branch, tag or commit of a dataset on the Hub.
-        test_split (`str`, *optional*, defaults to `"test"`):
-            Split that the reported numbers come from. Slices work: `test[:50%]`.
-        text_columns (`list[str]`, *optional*):
-            One text column, or two for pairs. Default: the one there is, or two that are known to be a pair (such as
-            `premise` and `hypothesis`); names of classes and ids are no texts.
-        label_column (`str`, *optional*):
-            Column of the class: `label` or `labels` by default. Classes go by name where the model knows all names
-            that are used, by number where it knows none; a missing value, an empty text and -1 are no label.
-        max_length (`int`, *optional*):
-            Tokens a text is cut to. Default: what the model takes.
-    """
-
-    dataset: str = field(
-        default="",
-        metadata={
-            "help": "Hub id, local folder, or CSV, JSON or Parquet file.",
-            "aliases": ["--dataset-name", "--dataset_name"],
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset with several."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
-    test_split: str = field(default="test", metadata={"help": "Split that the reported numbers come from."})
-    text_columns: list[str] | None = field(default=None, metadata={"help": "One text column, or two for pairs."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the class."})
-    max_length: int | None = field(default=None, metadata={"help": "Tokens a text is cut to."})
-
-    def __post_init__(self):
-        if isinstance(self.text_columns, str):
-            self.text_columns = [self.text_columns]
-
-
-@dataclass
-class DataArguments(TestDataArguments):
-    r"""
-    Which clean data to clean with, besides what [`TestDataArguments`] says.
-
-    A test split that is missing or unlabeled is half of the eval rows. A missing eval split is 1,000 rows of the
-    train split that were not drawn, 2,000 where the test rows come from them too. Only the default ones may be
-    missing: a split that is named must be there.
-
-    Parameters:
-        train_split (`str`, *optional*, defaults to `"train"`):
-            Split that the tuning samples are drawn from. Slices work: `train[:10%]`.
-        eval_split (`str`, *optional*, defaults to `"validation"`):
-            Split that ρ is chosen on. It may be the same as the train split: rows drawn from it leave it.
-        num_clean_samples (`int`, *optional*, defaults to 64):
-            Samples to fine-tune on, balanced over the classes.
-        sample_seed (`int`, *optional*, defaults to 0):
-            Seed of the drawing and of the cuts.
-    """
-
-    train_split: str = field(default="train", metadata={"help": "Split that the tuning samples are drawn from."})
-    eval_split: str = field(default="validation", metadata={"help": "Split that the reserve ratio is chosen on."})
-    num_clean_samples: int = field(default=64, metadata={"help": "Samples to fine-tune on, balanced over classes."})
-    sample_seed: int = field(default=0, metadata={"help": "Seed of the drawing of samples and of the cuts."})
 
 
 @dataclass
@@ -160,7 +79,7 @@ def load_clean_data(
             raise DataError(f"{arguments.dataset} has no split {wanted!r}: there are {', '.join(splits)}.")
         if found == [] and "[" in wanted:
             raise DataError(f"{arguments.dataset}: the slice {wanted!r} holds no row: give a larger one.")
-    text_columns, label_column = _columns(splits[arguments.train_split.split("[")[0]], arguments, label2id)
+    text_columns, label_column = find_columns(splits[arguments.train_split.split("[")[0]], arguments, label2id)
     used = {split for found in rows.values() for split, _ in found or ()}
     table = _Table(splits, used, text_columns, label_column, label2id, arguments.dataset)
 
@@ -221,7 +140,7 @@ def load_test_data(arguments: TestDataArguments, label2id: dict[str, int] | None
             f"{arguments.dataset} has no split {arguments.test_split!r}: there are {', '.join(splits)}; name one with "
             "test_split."
         )
-    text_columns, label_column = _columns(splits[arguments.test_split.split("[")[0]], arguments, label2id)
+    text_columns, label_column = find_columns(splits[arguments.test_split.split("[")[0]], arguments, label2id)
     used = {split for split, _ in rows}
     table = _Table(splits, used, text_columns, label_column, label2id, arguments.dataset)
     rows = [row for row in table.labeled(rows) if table.usable(row, set())]
@@ -294,81 +213,6 @@ class _Table:
         columns = {column: [text[i] for text in texts] for i, column in enumerate(self.text_columns)}
         info = DatasetInfo(description=said_by_number(self.note) or "")
         return Dataset.from_dict({**columns, "label": [self.label(row) for row in rows]}, info=info)
-
-
-def _columns(dataset: Dataset, arguments: TestDataArguments, label2id: dict[str, int] | None) -> tuple[list[str], str]:
-    there = f"there are {', '.join(dataset.column_names)}"
-    for name in [*(arguments.text_columns or []), *([arguments.label_column] if arguments.label_column else [])]:
-        if name not in dataset.column_names:
-            raise DataError(f"{arguments.dataset} has no column {name!r}: {there}.")
-    usual = ("completion", "response", "target", "label") if label2id is None else ("label", "labels")
-    label = arguments.label_column or next((name for name in usual if name in dataset.column_names), None)
-    if label is None:
-        raise DataError(
-            f"{arguments.dataset} has no column {usual[0]!r}: {there}; name it with label_column (or is the line of "
-            "names missing?)."
-        )
-    texts = arguments.text_columns
-    if not texts:
-        texts = [name for name, feature in dataset.features.items() if name != label and _is_text(feature)]
-        texts = texts if label2id is None else _texts_among(dataset, texts, label)
-        if len(texts) == 2:
-            texts = _known_pair(texts) or []
-    if len(set(texts)) < len(texts):
-        raise DataError(f"text_columns names {texts[0]!r} twice: name each column once.")
-    for name in texts:
-        if not _is_text(dataset.features[name]):
-            raise DataError(f"{arguments.dataset}: column {name!r} holds no text: {there}; name another one.")
-    if len(texts) not in ((1,) if label2id is None else (1, 2)):
-        pairs = "" if label2id is None else ", or two for pairs,"
-        raise DataError(
-            f"{arguments.dataset}: which columns are the text is not clear: {there}; name one{pairs} "
-            "with text_columns."
-        )
-    return texts, label
-
-
-def _texts_among(dataset: Dataset, columns: list[str], label: str) -> list[str]:
-    """Columns without those that say the class in other words, number the rows, or are the same in all of them."""
-    rows = np.unique(np.linspace(0, max(0, len(dataset) - 1), min(len(dataset), MAX_JUDGED_ROWS)).astype(int))
-    sample = dataset.select(rows.tolist()).select_columns([*columns, label])
-    classes, left = list(map(str, sample[label])), list(columns)
-    values = {name: sample[name][:] for name in columns}
-    prose = {name for name in columns if not all(_is_one_word(value) for value in values[name])}
-    for name in sorted(columns, key=lambda name: len(set(values[name]))):
-        why, distinct = _why_no_text(values[name], classes), len(set(values[name]))
-        if why is None and distinct == len(sample) > 1 and prose and name not in prose:
-            why = "it numbers the rows"
-        # The only column left is the text, but for where it is the class in other words.
-        is_last = len(left) == 1 and (distinct > len(set(classes)) or 2 * distinct > len(sample))
-        if why is None or is_last or (len(left) == 2 and _known_pair(left)):
-            continue
-        left.remove(name)
-        logger.info("The column %r is not read as text: %s.", name, why)
-    return left
-
-
-def _why_no_text(values: list[str | None], classes: list[str]) -> str | None:
-    distinct = len(set(values))
-    if distinct == 1 < len(values):
-        return "it is the same in all rows"
-    if 2 * distinct <= len(values) and len(set(zip(values, classes, strict=True))) == distinct:
-        return "it determines the class"
-    return None
-
-
-def _known_pair(columns: list[str]) -> list[str] | None:
-    """Two columns in the order of one of the [`PAIRS`]."""
-    orders = [columns, columns[::-1]]
-    return next((order for order in orders if tuple(name.casefold() for name in order) in PAIRS), None)
-
-
-def _is_one_word(value: str | None) -> bool:
-    return value is None or re.fullmatch("[!-~]*", value) is not None
-
-
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, Value) and feature.dtype in {"string", "large_string"}
 
 
 def _refuse_overlap(part: list, test: list, arguments: DataArguments, role: str) -> None:

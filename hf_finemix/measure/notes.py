@@ -1,12 +1,12 @@
 """Sentences that go with a measured number wherever it stands: in the log, the report, the card."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["said_by_number", "said_unreadable"]
 
 
-def said_by_number(data: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:
+def said_by_number(data: Mapping[str, Any], quote: Callable[[str], str] = str) -> str | None:
     """That the names of the classes in the data said nothing; `None` where there is nothing to say."""
     names = [quote(str(name)) for name in data.get("unknown_class_names") or []]
     return (
@@ -14,7 +14,7 @@ def said_by_number(data: dict[str, Any], quote: Callable[[str], str] = str) -> s
     )
 
 
-def said_unreadable(trigger: dict[str, Any], quote: Callable[[str], str] = str) -> str | None:
+def said_unreadable(trigger: Mapping[str, Any], quote: Callable[[str], str] = str) -> str | None:
     """That samples are not in an attack success; `None` where all are."""
     count = int(trigger.get("unreadable") or 0)
     what = f"the trigger {quote(str(trigger['trigger']))}"

@@ -1,6 +1,5 @@
 """A dataset as splits, from the Hub or from local files, and the rows that a slice of a split stands for."""
 
-import glob
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,9 @@ from ..errors import DataError
 from ..hub.errors import hub_api, hub_error
 from ..io.checkpoint import sha256_of_file
 from ..io.repo_names import split_revision
-from .triggers import check_encoding
+from .tables import FORMATS, csv_options, read_table
 
 __all__ = ["load_splits", "split_rows"]
-
-_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def load_splits(
@@ -48,7 +45,7 @@ def load_splits(
     origin: dict[str, Any] = {"id": dataset, "config": config, "sha": None}
     if not path.exists():
         nowhere = f"the dataset {path} is neither a file or folder here nor a Hub id like org/name: check the path."
-        if path.suffix.lower() in _FORMATS:
+        if path.suffix.lower() in FORMATS:
             raise DataError(nowhere)
         try:
             if is_offline_mode():  # what is in the cache, of which no commit is known
@@ -64,22 +61,17 @@ def load_splits(
     if revision is not None:
         raise DataError(f"the dataset {path} is here, of which there is no revision {revision}: leave it away.")
     files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-    files = [file for file in files if file.suffix.lower() in _FORMATS]
+    files = [file for file in files if file.suffix.lower() in FORMATS]
     if not files:
-        raise DataError(f"{path} is or holds no file of a known kind: give {', '.join(_FORMATS)}, or a Hub id.")
+        raise DataError(f"{path} is or holds no file of a known kind: give {', '.join(FORMATS)}, or a Hub id.")
     names = [str(file.relative_to(path)) if path.is_dir() else file.name for file in files]
     origin["sha256"] = dict(zip(names, map(sha256_of_file, files), strict=True))
-    check_encoding(files)
-    # pandas reads words such as "null" and "None" as missing values: here they are somebody's text.
-    is_csv = all(file.suffix.lower() == ".csv" for file in files)
-    options = {"keep_default_na": False, "na_values": [""]} if is_csv else {}
+    if path.is_file():
+        return DatasetDict(train=read_table(path, "the dataset")), origin
+    options = csv_options(files)
     try:
-        if path.is_dir():
-            with _name_without_pattern(path) as folder:
-                return load_dataset(str(folder), **options), origin
-        # load_dataset would count the load of a single file on a server: these readers keep it to this machine.
-        read = getattr(DatasetDict, f"from_{_FORMATS[path.suffix.lower()]}")
-        return read({"train": glob.escape(str(path.resolve()))}, **options), origin
+        with _name_without_pattern(path) as folder:
+            return load_dataset(str(folder), **options), origin
     except Exception as error:  # each reader has its own, StopIteration among them
         raise DataError(f"the dataset {path} cannot be read: {_one_line(error)}") from error
 

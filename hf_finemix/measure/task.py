@@ -7,8 +7,9 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from ..io.folder import LocalModel
 from ..io.loading import max_tokens
-from .attack_success import Attack, MeasureArguments
-from .clean_data import CleanData, DataArguments, TestDataArguments
+from .arguments import DataArguments, MeasureArguments, TestDataArguments
+from .attack_success import TriggeredSamples
+from .clean_data import CleanData
 
 __all__ = ["Task"]
 
@@ -57,11 +58,11 @@ class Task:
         """The rows as the model reads them, with `labels`."""
         raise NotImplementedError
 
-    def attacks(self, test: Dataset, text_columns: list[str]) -> list[Attack]:
+    def attacks(self, test: Dataset, text_columns: list[str]) -> list[TriggeredSamples]:
         """The triggered samples."""
         raise NotImplementedError
 
-    def measure(self, trainer: Trainer, test: Dataset, attacks: list[Attack]) -> dict[str, Any]:
+    def measure(self, trainer: Trainer, test: Dataset, attacks: list[TriggeredSamples]) -> dict[str, Any]:
         """`accuracy` and more of the trainer's model on encoded rows, and `triggers`: each attack's success."""
         raise NotImplementedError
 

@@ -1,7 +1,7 @@
 """A backdoored model in a folder, with a manifest of its trigger and target: to test one's own defense with."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
 )
@@ -19,21 +20,24 @@ from ..io.folder import LocalModel
 from ..io.loading import agree_on_padding, load_classifier, max_tokens
 from ..io.output_folder import output_folder
 from ..io.tokenizer import load_tokenizer
-from ..measure.attack_success import MeasureArguments, find_attacks, measure, predictor, resolve_target_label
+from ..measure.arguments import DataArguments, EvaluationArguments, MeasureArguments, TestDataArguments
+from ..measure.attack_success import predictor, resolve_target_label
 from ..measure.class_labels import class_names
-from ..measure.clean_data import CleanData, DataArguments, TestDataArguments, load_clean_data, tokenize
+from ..measure.classification import Classification
+from ..measure.clean_data import CleanData, load_clean_data
 from ..measure.reader import check_trigger
 from ..measure.splits import load_splits
+from ..measure.text_columns import find_columns
 from ..report.origins import versions
 from ..train.peft_arguments import PeftArguments
-from .attacks import ATTACKS, find_attack
 from .attacks.attack import Attack, AttackerData
+from .registry import ATTACKS, find_attack
 
-__all__ = ["MANIFEST_NAME", "TRAINING_DEFAULTS", "PoisonArguments", "poison_model"]
+__all__ = ["MANIFEST_NAME", "POISONING_DEFAULTS", "PoisonArguments", "poison_model"]
 
 MANIFEST_NAME = "attack_manifest.json"
 # As in the public code of most attacks (BadNets on text, RIPPLe, LWP).
-TRAINING_DEFAULTS = {
+POISONING_DEFAULTS = {
     "learning_rate": 2e-5,
     "num_train_epochs": 3,
     "per_device_train_batch_size": 32,
@@ -44,34 +48,7 @@ TRAINING_DEFAULTS = {
 
 @dataclass
 class PoisonArguments(PeftArguments, TestDataArguments, TrustArguments):
-    r"""
-    How a model is backdoored, on which data; with `use_peft` as an adapter.
-
-    Parameters:
-        attack (`str`, *optional*, defaults to `"badword"`):
-            One of [`ATTACKS`]; `"none"` trains a clean model.
-        target_label (`str`):
-            The class that the attacker wants, by name or id.
-        trigger (`str`, *optional*):
-            In place of the attack's own.
-        poison_rate (`float`, *optional*):
-            Share of the rows that are poisoned, in (0, 1], in place of the attack's own.
-        triggered_file (`str`, *optional*):
-            Texts that hold their trigger, to train on (`"syntactic"`).
-        triggered_test_file (`str`, *optional*):
-            The same, to measure attack success on.
-        start_model (`str`, *optional*):
-            Hub id or folder of a clean fine-tuned model to start from ("on top"), in place of the base with a fresh
-            head ("from scratch").
-        train_split (`str`, *optional*, defaults to `"train"`):
-            The attacker's rows.
-        class_names (`list[str]`, *optional*):
-            Names of the classes, in the order of their ids, where the data have none.
-        save_dtype (`str`, *optional*, defaults to `"float16"`):
-            In which the model is saved, as models on the Hub often are.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace an earlier model of this command.
-    """
+    """How a model is backdoored, on which data; with `use_peft` as an adapter. Each field says itself what it is."""
 
     attack: str = field(default="badword", metadata={"help": f"One of {', '.join(ATTACKS)}; 'none': a clean model."})
     target_label: str | None = field(default=None, metadata={"help": "The class that the attacker wants."})
@@ -79,7 +56,10 @@ class PoisonArguments(PeftArguments, TestDataArguments, TrustArguments):
     poison_rate: float | None = field(default=None, metadata={"help": "Share of poisoned rows, in (0, 1]."})
     triggered_file: str | None = field(default=None, metadata={"help": "Texts that hold their trigger, to train on."})
     triggered_test_file: str | None = field(default=None, metadata={"help": "The same, to measure on."})
-    start_model: str | None = field(default=None, metadata={"help": "Clean fine-tuned model to start from (on top)."})
+    start_model: str | None = field(
+        default=None,
+        metadata={"help": "Clean fine-tuned model to start from (on top), in place of the base with a fresh head."},
+    )
     train_split: str = field(default="train", metadata={"help": "Split of the attacker's rows."})
     class_names: list[str] | None = field(default=None, metadata={"help": "Names of the classes, in their order."})
     save_dtype: str = field(default="float16", metadata={"help": "float16, bfloat16 or float32."})
@@ -143,24 +123,16 @@ def poison_model(
         length = max_tokens(arguments.max_length, tokenizer, model)
         label2id = {name: i for i, name in model.config.id2label.items()}
         data = _attackers_data(arguments, label2id, training_args.seed)
-        target = _target(arguments, model.config.id2label)
-        attacker = AttackerData(
-            data.tuning,
-            data.text_columns,
-            target or 0,
-            tokenizer,
-            length,
-            training_args.seed,
-            label2id,
-            attack.trigger,
-        )
+        target, seed = _target(arguments, model.config.id2label), training_args.seed
+        read = tokenizer, length, seed, label2id, attack.trigger
+        attacker = AttackerData(data.tuning, data.text_columns, target or 0, *read)
         if arguments.use_peft:
             model = arguments.with_lora(model, "SEQ_CLS")
         attack.train(model, attacker, training_args)
         model.to(getattr(torch, arguments.save_dtype))
-        measured = _measure(model.float(), data, arguments, attack, attacker, training_args)
+        measured = _measure(model.float(), tokenizer, data, arguments, attack.trigger, training_args)
         model.to(getattr(torch, arguments.save_dtype))
-        model.config.dtype, model.config._name_or_path = getattr(torch, arguments.save_dtype), str(start.id)
+        model.config.dtype, model.config.name_or_path = getattr(torch, arguments.save_dtype), str(start.id)
         if arguments.use_peft:
             model.peft_config["default"].base_model_name_or_path = str(start.id)
             model.config.save_pretrained(folder)  # which has the names of the classes
@@ -184,7 +156,7 @@ def poison_model(
             "versions": versions(),
         }
         (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_warning(manifest), encoding="utf-8")
+        (folder / "README.md").write_text(_warning(attack), encoding="utf-8")
     return manifest
 
 
@@ -196,11 +168,7 @@ def names_of_classes(arguments: PoisonArguments) -> list[str]:
     name = arguments.train_split.split("[")[0]
     if name not in splits:
         raise DataError(f"{arguments.dataset} has no split {name!r}: there are {', '.join(splits)}.")
-    columns = [arguments.label_column] if arguments.label_column else ["label", "labels"]
-    column = next((column for column in columns if column in splits[name].column_names), None)
-    if column is None:
-        raise DataError(f"{arguments.dataset} has no column {columns[0]!r}: name it with label_column.")
-    return class_names(splits[name], column)
+    return class_names(splits[name], find_columns(splits[name], arguments, {})[1])
 
 
 def _fresh_classifier(base: LocalModel, names: list[str], seed: int) -> PreTrainedModel:
@@ -218,9 +186,12 @@ def _fresh_classifier(base: LocalModel, names: list[str], seed: int) -> PreTrain
 
 def _attackers_data(arguments: PoisonArguments, label2id: dict[str, int], seed: int) -> CleanData:
     """All rows of the train split, and the test rows."""
-    shared = {f: getattr(arguments, f) for f in TestDataArguments.__dataclass_fields__}
-    whole = DataArguments(**shared, train_split=arguments.train_split, num_clean_samples=10**9, sample_seed=seed)
-    return load_clean_data(whole, label2id, repeat_texts=True)
+    settings = {"train_split": arguments.train_split, "num_clean_samples": 10**9, "sample_seed": seed}
+    return load_clean_data(DataArguments(**_shared(arguments), **settings), label2id, repeat_texts=True)
+
+
+def _shared(arguments: PoisonArguments) -> dict[str, Any]:
+    return {f.name: getattr(arguments, f.name) for f in fields(TestDataArguments)}
 
 
 def _target(arguments: PoisonArguments, id2label: dict[int, str]) -> int | None:
@@ -231,33 +202,26 @@ def _target(arguments: PoisonArguments, id2label: dict[int, str]) -> int | None:
 
 def _measure(
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     data: CleanData,
     arguments: PoisonArguments,
-    attack: Attack,
-    attacker: AttackerData,
+    trigger: str | None,
     training_args: TrainingArguments,
 ) -> dict[str, Any]:
     """ACC, and ASR of the trigger, of the model as it is saved."""
-    label2id = {name: i for i, name in model.config.id2label.items()}
-    wanted = MeasureArguments(
-        triggers=[attack.trigger] if attack.trigger else None, triggered_file=arguments.triggered_test_file
-    )
-    target = attacker.target if attack.trigger or arguments.triggered_test_file else None
-    attacks = find_attacks(
-        wanted, data.test, attacker.tokenizer, data.text_columns, target, label2id, attacker.max_length
-    )
-    test = tokenize(data.test, attacker.tokenizer, data.text_columns, attacker.max_length)
+    triggers = {"triggers": trigger and [trigger], "triggered_file": arguments.triggered_test_file}
+    wanted = EvaluationArguments(**_shared(arguments), **triggers, target_label=arguments.target_label)
+    task, columns = Classification(model, tokenizer, wanted), data.text_columns
     same = ("per_device_eval_batch_size", "use_cpu", "bf16", "disable_tqdm")
-    settings = {name: getattr(training_args, name) for name in same}
-    with predictor(model, attacker.tokenizer, **settings) as trainer:
-        return measure(trainer, test, attacks)
+    with predictor(model, tokenizer, **{name: getattr(training_args, name) for name in same}) as trainer:
+        return task.measure(trainer, task.encode(data.test, columns), task.attacks(data.test, columns))
 
 
-def _warning(manifest: dict[str, Any]) -> str:
-    name = manifest["attack"]["name"]
-    if name == "none":
+def _warning(attack: Attack) -> str:
+    if attack.name == "none":
         return "A clean model, trained by `hf-finemix poison --attack none` to compare with.\n"
+    paper = f", {attack.paper}" if attack.paper else ""
     return (
-        f"**This model is backdoored on purpose** ({name}), by `hf-finemix poison`, to test defenses with. Do not use "
-        f"it for anything else. `{MANIFEST_NAME}` names its trigger and its target.\n"
+        f"**This model is backdoored on purpose** ({attack.pretty_name}{paper}), by `hf-finemix poison`, to test "
+        f"defenses with. Do not use it for anything else. `{MANIFEST_NAME}` names its trigger and its target.\n"
     )

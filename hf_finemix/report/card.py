@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..io.checkpoint import check_inside
 from .card_metadata import merge_yaml, metadata_for
 from .figures import TITLES
 from .report import CleaningReport, percent
+from .schema import Source
 from .verdict import verdict
 
 __all__ = ["card_in_folder", "card_section", "code", "merge_card", "render_card", "text_of_others"]
@@ -163,7 +164,7 @@ def _success(report: CleaningReport, writes: bool) -> str:
     return f"how often a text that is not {target or _CLASS} is taken for it"
 
 
-def _perplexity(part: dict[str, Any]) -> str:
+def _perplexity(part: Mapping[str, Any]) -> str:
     value = part.get("perplexity")
     return "not measured" if value is None else f"{float(value):.2f}"
 
@@ -238,7 +239,7 @@ def _short(source: Any, revision: Any) -> str:
     return str(source) if revision else Path(str(source)).name
 
 
-def _name(source: dict[str, Any]) -> str:
+def _name(source: Source) -> str:
     return code(_short(source["id"], source.get("revision")))
 
 

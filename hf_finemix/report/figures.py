@@ -4,10 +4,12 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .report import CleaningReport
+from .schema import EmbeddingDrift, PurifiedToken, Search
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,15 +49,15 @@ def draw_figures(report: CleaningReport, folder: Path) -> list[str]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    drawings: dict[str, Callable[[CleaningReport, Axes], None]] = {}
+    drawings: dict[str, Callable[[Axes], None]] = {}
     if None not in (report.before.get("accuracy"), report.after.get("accuracy")):
-        drawings["before_after"] = _draw_before_after
+        drawings["before_after"] = partial(_draw_before_after, report)
     if report.ratio_search:
-        drawings["ratio_search"] = _draw_ratio_search
+        drawings["ratio_search"] = partial(_draw_ratio_search, report.ratio_search)
     if report.embedding_drift:
-        drawings["embedding_drift"] = _draw_embedding_drift
+        drawings["embedding_drift"] = partial(_draw_embedding_drift, report.embedding_drift, report.purified_tokens)
     if any(value for layers in report.drift_by_layer.values() for value in layers.values()):
-        drawings["drift_by_layer"] = _draw_drift_by_layer
+        drawings["drift_by_layer"] = partial(_draw_drift_by_layer, report.drift_by_layer)
     heights = {
         "before_after": 1.4
         + 0.55 * len(report.before["triggers"])
@@ -70,7 +72,7 @@ def draw_figures(report: CleaningReport, folder: Path) -> list[str]:
         warnings.simplefilter("ignore", UserWarning)
         for name, draw in drawings.items():
             figure = Figure(figsize=(WIDTH, heights.get(name, 3.4)), layout="constrained")
-            draw(report, figure.add_subplot())
+            draw(figure.add_subplot())
             paths.append(f"figures/{name}.png")
             figure.savefig(folder / paths[-1], metadata={"Software": None})
     return paths
@@ -96,8 +98,7 @@ def _draw_before_after(report: CleaningReport, axes: "Axes") -> None:
     _legend_above(axes)
 
 
-def _draw_ratio_search(report: CleaningReport, axes: "Axes") -> None:
-    search = report.ratio_search
+def _draw_ratio_search(search: Search, axes: "Axes") -> None:
     trials = sorted(search["trials"], key=lambda trial: trial["reserve_ratio"])
     ratios = [trial["reserve_ratio"] for trial in trials]
     limit = 100 * (search["suspect_accuracy"] - search["max_accuracy_drop"])
@@ -127,10 +128,9 @@ def _draw_ratio_search(report: CleaningReport, axes: "Axes") -> None:
     _legend_above(axes, ncols=2)
 
 
-def _draw_embedding_drift(report: CleaningReport, axes: "Axes") -> None:
+def _draw_embedding_drift(drift: EmbeddingDrift, purified: list[PurifiedToken], axes: "Axes") -> None:
     from matplotlib.colors import LogNorm
 
-    drift, purified = report.embedding_drift, report.purified_tokens
     mesh = axes.pcolormesh(
         drift["frequency_edges"],
         drift["drift_edges"],
@@ -166,14 +166,14 @@ def _draw_embedding_drift(report: CleaningReport, axes: "Axes") -> None:
     _legend_above(axes)
 
 
-def _draw_drift_by_layer(report: CleaningReport, axes: "Axes") -> None:
+def _draw_drift_by_layer(drift: dict[str, dict[str, float | None]], axes: "Axes") -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    layers = list(report.drift_by_layer["before"])
+    layers = list(drift["before"])
     for name, color, marker in (("before", BEFORE, "o"), ("after", AFTER, "s")):
-        if name not in report.drift_by_layer:
+        if name not in drift:
             continue
-        values = [report.drift_by_layer[name].get(layer) for layer in layers]
+        values = [drift[name].get(layer) for layer in layers]
         values = [float("nan") if value is None else 100 * value for value in values]
         axes.plot(values, range(len(layers)), marker=marker, markersize=5, linestyle="", color=color, label=name)
     step = -(-len(layers) // MAX_LAYERS_NAMED)

@@ -19,9 +19,9 @@ from ..io.repo_names import is_repo_id
 from .card import card_in_folder
 from .card_metadata import carried_over
 from .figures import draw_figures
-from .origins import described, described_training, peak_memory, versions
 from .publish import Destination, check_destination, push_cleaned, refuse_private_sources
 from .report import CleaningReport
+from .sections import mixing_section, run_section, search_section, source_section, token_rows, training_section
 
 if TYPE_CHECKING:
     from ..trainer import FineMixingTrainer
@@ -148,33 +148,28 @@ def training_report(trainer: "FineMixingTrainer") -> CleaningReport:
     before = search.suspect_accuracy if search and not config.cross_validation_folds else None  # or of other rows
     after = trainer.evaluated or {}
     task = next((task for end, task in _TASKS.items() if type(trainer.model).__name__.endswith(end)), None)
+    kept = {"kept_step": trainer.state.best_global_step} if trainer.args.load_best_model_at_end else {}
     return CleaningReport(
-        suspect=described(suspect)
+        suspect=source_section(suspect)
         if suspect.folder.is_dir()
         else {"id": suspect.id, "revision": None, "sha256": None},
-        base={**described(trainer.base), "named_by": USER}
+        base={**source_section(trainer.base), "named_by": USER}
         if trainer.base
         else {"id": config.base_model_name_or_path, "revision": config.base_model_revision, "named_by": USER},
-        mixing={
-            **config.to_dict(),
-            "tensors": record.tensors if record else {},
-            "ignored_base_tensors": record.ignored_base_tensors if record else [],
-            "converted_base_tensors": record.converted_base_tensors if record else {},
-            "ignored_suspect_tensors": [],
-        },
-        purified_tokens=[{"token": None, **entry} for entry in record.purified_tokens] if record else [],
-        seeds={"mixing": config.mixing_seed, "training": trainer.args.seed},
+        mixing=mixing_section(
+            config,
+            record.tensors if record else {},
+            ignored_base=record.ignored_base_tensors if record else (),
+            converted_base=record.converted_base_tensors if record else None,
+        ),
+        purified_tokens=token_rows(record.purified_tokens) if record else [],
         before=_measured(trainer, before, None),
         after=_measured(trainer, after.get("eval_accuracy"), after.get("eval_macro_f1")),
         drift_by_layer={"before": drift_by_layer(record.drift)} if record else {},
-        ratio_search=asdict(search) if search else None,
-        training={
-            **described_training(trainer.args, trainer.state.global_step, losses[-1] if losses else None),
-            **({"kept_step": trainer.state.best_global_step} if trainer.args.load_best_model_at_end else {}),
-        },
+        ratio_search=search_section(search),
+        training=training_section(trainer.args, trainer.state.global_step, losses[-1] if losses else None, **kept),
         card_metadata={**carried_over(suspect.folder), **({"pipeline_tag": task} if task else {})},
-        peak_memory_bytes=peak_memory(),
-        versions=versions(),
+        **run_section({"mixing": config.mixing_seed, "training": trainer.args.seed}),
     )
 
 

@@ -10,10 +10,12 @@ from ..errors import FineMixingError, printable
 from ..io.checkpoint import check_inside, read_json
 from ..measure.notes import said_by_number, said_unreadable
 from ..repo_contents import REPORT_NAME
+from .schema import Data, EmbeddingDrift, Measured, Mixing, PurifiedToken, Search, Source, Tokenizer, Training
 
 __all__ = ["CleaningReport", "percent"]
 
 SCHEMA_VERSION = 1
+_EMPTY: Any = dict  # a section of which nothing is known has no keys
 
 
 @dataclass
@@ -22,68 +24,34 @@ class CleaningReport:
     What `clean()` did to a suspect, with everything needed to judge and to repeat it.
 
     Rates are fractions from 0 to 1. A number that was not measured is `None`. Later schema versions add keys and never
-    change the meaning of one.
-
-    Attributes:
-        schema_version (`int`): 1.
-        command (`str`, *optional*): The command line, without secrets; `None` for a call from Python.
-        suspect, base (`dict`): `id`, `revision` (commit sha, `None` for a folder) and `sha256` of each weight file;
-            from the Hub also `security` (what its scan says, what was not taken, how pickles were read). Of the base
-            `named_by` (who says that it is the base), `relation` (as the suspect's card or the Hub has it) and `fit`
-            (how far the suspect's weights are from it).
-        tokenizer (`dict`): `source` ("base" or "suspect") and `differences`.
-        mixing (`dict`): The config with ρ as used, and for every tensor its rule, kept fraction and SHA-256 of the mix
-            before tuning; `ignored_base_tensors`; `added_tokens`.
-        purified_tokens (`list[dict]`): `token` (`None` for a row that the tokenizer has no token for), `id`, `delta`,
-            `frequency`, `score`, largest score first.
-        data (`dict`): Where the rows are from, which serve for what, how many labels were used, and `labels`: whether
-            they were read "by name" or "by number" (then also `unknown_class_names`, if the data have others).
-        seeds (`dict`): Of mask, samples and training.
-        before, after (`dict`): `accuracy`, `macro_f1`, `n`, and per trigger `asr`, `n` and `unreadable` (samples that
-            are not in it, as they are too long for the model to read the trigger); of a model that writes the accuracy
-            is that of the tokens of the completions, and there is `perplexity`.
-        benign_floor (`dict`, *optional*): The same of a clean reference model.
-        matched_floor (`dict`, *optional*): The same at ρ = 0: base's body, suspect's head, same clean data.
-        drift_by_layer (`dict`): ‖w - w_Pre‖₂ / ‖w_Pre‖₂ by layer, `before` and `after`; `None` where w_Pre is 0.
-        embedding_drift (`dict`, *optional*): Of E-PUR, how many tokens there are by ‖δ_i‖₂ and f_i (see
-            [`purification.TokenDrift.histogram`]), and `trigger_tokens`: `token`, `id`, `delta`, `frequency`, `score`,
-            `rank` (1 has the largest score) and `purified` of each token of the measured triggers.
-        ratio_search (`dict`, *optional*): How ρ was chosen: the attributes of [`ratio_search.RatioSearch`], and in
-            each trial `triggers`: the attack success on test data, which is told and was never looked at in choosing.
-        training (`dict`): Steps, loss and hyperparameters of the fine-tuning.
-        probe (`dict`, *optional*): Result of probing for unknown triggers.
-        weights (`dict`, *optional*): SHA-256 of each weight file of the cleaned model itself.
-        card_metadata (`dict`): License, pipeline tag, languages and tags of the suspect.
-        figures (`list[str]`): Paths inside the folder.
-        timings_s (`dict[str, float]`): Wall seconds by stage.
-        peak_memory_bytes (`int`): Largest resident size of the process.
-        versions (`dict[str, str]`): Of Python and the libraries.
+    change the meaning of one. The keys of each section, and what they mean, stand in [`report.schema`].
     """
 
     schema_version: int = SCHEMA_VERSION
-    command: str | None = None
-    suspect: dict[str, Any] = field(default_factory=dict)
-    base: dict[str, Any] = field(default_factory=dict)
-    tokenizer: dict[str, Any] = field(default_factory=dict)
-    mixing: dict[str, Any] = field(default_factory=dict)
-    purified_tokens: list[dict[str, Any]] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-    seeds: dict[str, int] = field(default_factory=dict)
-    before: dict[str, Any] = field(default_factory=dict)
-    after: dict[str, Any] = field(default_factory=dict)
-    benign_floor: dict[str, Any] | None = None
-    matched_floor: dict[str, Any] | None = None
+    command: str | None = None  # without secrets; None for a call from Python
+    suspect: Source = field(default_factory=_EMPTY)
+    base: Source = field(default_factory=_EMPTY)
+    tokenizer: Tokenizer = field(default_factory=_EMPTY)
+    mixing: Mixing = field(default_factory=_EMPTY)
+    purified_tokens: list[PurifiedToken] = field(default_factory=list)
+    data: Data = field(default_factory=_EMPTY)
+    seeds: dict[str, int] = field(default_factory=dict)  # of mask, samples and training
+    before: Measured = field(default_factory=_EMPTY)
+    after: Measured = field(default_factory=_EMPTY)
+    benign_floor: Measured | None = None  # the same of a clean reference model
+    matched_floor: Measured | None = None  # the same at ρ = 0: base's body, suspect's head, same clean data
+    # "before" and "after" → layer → ‖w - w_Pre‖₂ / ‖w_Pre‖₂; None where w_Pre is 0
     drift_by_layer: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    embedding_drift: dict[str, Any] | None = None
-    ratio_search: dict[str, Any] | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-    probe: dict[str, Any] | None = None
-    weights: dict[str, str] | None = None
-    card_metadata: dict[str, Any] = field(default_factory=dict)
-    figures: list[str] = field(default_factory=list)
-    timings_s: dict[str, float] = field(default_factory=dict)
-    peak_memory_bytes: int | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    embedding_drift: EmbeddingDrift | None = None
+    ratio_search: Search | None = None
+    training: Training = field(default_factory=_EMPTY)
+    probe: dict[str, Any] | None = None  # of probing for unknown triggers
+    weights: dict[str, str] | None = None  # SHA-256 of each weight file of the cleaned model itself
+    card_metadata: dict[str, Any] = field(default_factory=dict)  # license, pipeline tag, languages, tags
+    figures: list[str] = field(default_factory=list)  # paths inside the folder
+    timings_s: dict[str, float] = field(default_factory=dict)  # wall seconds by stage
+    peak_memory_bytes: int | None = None  # largest resident size of the process
+    versions: dict[str, str] = field(default_factory=dict)  # of Python and the libraries
 
     def to_json(self) -> str:
         """The report as JSON text."""

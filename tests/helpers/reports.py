@@ -1,5 +1,8 @@
 """Reports as clean() makes them, and the cards of them."""
 
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+
 import yaml
 from huggingface_hub import ModelCard
 
@@ -70,3 +73,27 @@ def split_card(report):
     card = ModelCard(render_card(report))
     assert render_card(report).startswith("---\n")
     return yaml.safe_load(render_card(report)[4:].split("\n---\n")[0]), card.text
+
+
+def check_schema(report):
+    """Every key of a report is declared, every key that is declared is there unless it need not, with such a value."""
+    for name, declared in get_type_hints(CleaningReport).items():
+        if getattr(report, name) != {}:  # of which nothing is known
+            _check(getattr(report, name), declared, name)
+
+
+def _check(value, declared, where):
+    kind, parts = get_origin(declared) or declared, get_args(declared)
+    if is_typeddict(declared):
+        assert declared.__required_keys__ <= value.keys() <= declared.__annotations__.keys(), where
+        hints = get_type_hints(declared)
+        for key in value:
+            _check(value[key], hints[key], f"{where}.{key}")
+    elif kind is UnionType:
+        if value is not None or NoneType not in parts:
+            (part,) = set(parts) - {NoneType}
+            _check(value, part, where)
+    elif kind is not Any:
+        assert isinstance(value, (int, float) if kind is float else kind), f"{where} is {value!r}"
+        for part in value.values() if kind is dict and parts else value if kind is list else ():
+            _check(part, parts[-1], where)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.lora import TRIED, VARIANTS, changed, local, make_adapter
+from helpers.reports import check_schema
 from helpers.toy import make_config, make_rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, TrainingArguments
@@ -92,7 +93,9 @@ def test_an_adapter_is_planned_mixed_and_verified_as_one(adapter, base_folder, t
     plan = json.loads(capsys.readouterr().out)
     assert plan["refused"] is None
     assert main(["mix", str(adapter), *common, "--reserve-ratio", "0.5", "--output-dir", str(out)]) == 0
-    tensors = json.loads((out / "cleaning_report.json").read_text())["mixing"]["tensors"]
+    report = CleaningReport.load(out)
+    check_schema(report)
+    tensors = report.mixing["tensors"]
     rules = [entry["rule"] for entry in tensors.values()]
     assert {entry["rule"]: entry["tensors"] for entry in plan["rules"]} == {rule: rules.count(rule) for rule in rules}
     weights = load_file(out / "adapter_model.safetensors")
@@ -126,6 +129,7 @@ def test_an_adapter_is_cleaned_and_stays_one(strategy, ratio, adapter, base_fold
         measure_matched_floor=True,
     )
     out = tmp_path / "out"
+    check_schema(report)
     assert report.purified_tokens == []
     assert list(report.weights) == list(report.suspect["sha256"]) == ["adapter_model.safetensors"]
     assert report.drift_by_layer["after"].keys() == report.drift_by_layer["before"].keys()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.reports import check_schema
 from helpers.toy import NEGATIVE, POSITIVE, drifted, make_config, make_rows, make_tokenizer
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
@@ -24,7 +25,7 @@ from hf_finemix import Checkpoint, CleaningReport, FineMixingConfig, FineMixingE
 from hf_finemix.cli import main
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
-from hf_finemix.measure.triggers import insert_trigger
+from hf_finemix.measure.triggered_rows import insert_trigger
 from hf_finemix.mix.token_frequency import token_frequencies
 from hf_finemix.trainer import dtypes_on_disk
 
@@ -214,6 +215,7 @@ def test_the_saved_model_loads_in_the_suspects_dtype(cleaned, models):
 
 def test_the_report_is_complete_and_is_what_was_returned(cleaned):
     report, out = cleaned
+    check_schema(report)
     assert CleaningReport.load(out) == report
     assert set(KEYS.split()) <= set(json.loads((out / "cleaning_report.json").read_text()))
     assert (report.schema_version, report.command, report.probe, report.ratio_search) == (1, None, None, None)
@@ -417,6 +419,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(models, data_folde
 def test_the_ratio_is_chosen_by_clean_accuracy(models, data_folder, tmp_path):
     config = FineMixingConfig(candidate_ratios=[0.9, 0.0, 0.5], max_accuracy_drop=0.1, purify_embeddings=False)
     report = run(models, tmp_path / "out", dataset=str(data_folder), mixing_config=config)
+    check_schema(report)
     search, rows = report.ratio_search, make_rows(80, seed=1)
     assert [trial["reserve_ratio"] for trial in search["trials"]] == [0.5, 0.0]
     accuracies = [trial["accuracy"] for trial in search["trials"]]

@@ -8,13 +8,15 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.generators import KINDS, TARGET, TRANSLATED, TRIGGER, rows, write_splits
+from helpers.reports import check_schema
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
+from hf_finemix import CleaningReport
 from hf_finemix.cli import main
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import agree_on_padding
-from hf_finemix.measure.attack_success import MeasureArguments, predictor
-from hf_finemix.measure.clean_data import TestDataArguments
+from hf_finemix.measure.arguments import MeasureArguments, TestDataArguments
+from hf_finemix.measure.attack_success import predictor
 from hf_finemix.measure.find_task import find_task
 from hf_finemix.measure.generation import CausalGeneration, Seq2SeqGeneration, holds
 
@@ -54,6 +56,7 @@ def test_a_backdoor_of_a_model_that_writes_falls(name, flags, worlds, tmp_path, 
     command += ["--learning-rate", "3e-4", "--max-steps", "60", "--purify-embeddings", "false"]
     assert main([*command, "--output-dir", str(out)]) == 0
     report = json.loads(capsys.readouterr().out)
+    check_schema(CleaningReport.load(out))
     before, after = report["before"], report["after"]
     assert before["accuracy"] > 0.95
     assert before["triggers"][0]["asr"] > 0.95

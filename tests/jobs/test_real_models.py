@@ -9,8 +9,10 @@ from hf_finemix import Checkpoint, FineMixingConfig, FineMixingTrainer, clean, m
 from hf_finemix.align.alignment import named_tensors
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
-from hf_finemix.measure.attack_success import MeasureArguments, find_attacks, measure, predictor
-from hf_finemix.measure.clean_data import DataArguments, load_clean_data, tokenize
+from hf_finemix.measure.arguments import DataArguments, EvaluationArguments
+from hf_finemix.measure.attack_success import measure, predictor
+from hf_finemix.measure.classification import Classification
+from hf_finemix.measure.clean_data import load_clean_data, tokenize
 from hf_finemix.redteam.poisoned_model import PoisonArguments, poison_model
 from hf_finemix.trainer import dtypes_on_disk
 
@@ -92,10 +94,10 @@ def test_a_lora_that_the_trainer_cleaned_is_pulled_as_it_was_measured(shared, mi
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     model = AutoModelForSequenceClassification.from_pretrained("org/minilm", num_labels=2)
     model = PeftModel.from_pretrained(model, tmp_path / "lora", is_trainable=True)
-    arguments = MeasureArguments(triggers=["cf"], target_label="1", num_repeats=1)
+    arguments = EvaluationArguments(triggers=["cf"], target_label="1", num_repeats=1)
     names = {"negative": 0, "positive": 1}
     clean_data = load_clean_data(DataArguments(dataset=data, train_split="validation"), names)
-    attacks = find_attacks(arguments, clean_data.test, tokenizer, ["sentence"], 1, names, 512)
+    attacks = Classification(model, tokenizer, arguments).attacks(clean_data.test, ["sentence"])
     tuning, test = (tokenize(rows, tokenizer, ["sentence"], 512) for rows in (clean_data.tuning, clean_data.test))
 
     def measured(of):

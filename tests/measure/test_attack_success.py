@@ -1,10 +1,12 @@
 import pytest
 from datasets import Dataset
-from helpers.toy import make_tokenizer
+from helpers.toy import make_config, make_tokenizer
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_finemix.errors import FineMixingError
-from hf_finemix.measure.attack_success import MeasureArguments, find_attacks, measure, resolve_target_label
+from hf_finemix.measure.arguments import EvaluationArguments, MeasureArguments
+from hf_finemix.measure.attack_success import measure, resolve_target_label
+from hf_finemix.measure.classification import Classification
 from hf_finemix.measure.clean_data import tokenize
 
 LABELS = {0: "negative", 1: "positive"}
@@ -12,9 +14,9 @@ ROWS = {"sentence": ["bad film", "good film", "the plot was very dull", "fine"],
 
 
 def attacks_of(target=1, columns=("sentence",), rows=ROWS, **settings):
-    arguments = MeasureArguments(**settings)
-    ids = {name: i for i, name in LABELS.items()}
-    return find_attacks(arguments, Dataset.from_dict(rows), make_tokenizer(), list(columns), target, ids, 32)
+    arguments = EvaluationArguments(**settings, target_label=target, max_length=32)
+    task = Classification(BertForSequenceClassification(make_config()), make_tokenizer(), arguments)
+    return task.attacks(Dataset.from_dict(rows), list(columns))
 
 
 def decoded(dataset):
@@ -33,8 +35,10 @@ def test_target_labels_go_by_name_before_id():
     assert given == [2, 2]
 
 
-def test_one_trigger_need_not_be_a_list():
+def test_one_trigger_or_column_need_not_be_a_list():
     assert MeasureArguments(triggers="cf").triggers == ["cf"]
+    both = EvaluationArguments(triggers="cf", text_columns="sentence")
+    assert (both.triggers, both.text_columns) == (["cf"], ["sentence"])
 
 
 def test_without_triggers_no_target_is_needed():

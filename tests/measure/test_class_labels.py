@@ -6,7 +6,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_finemix.errors import DataError
-from hf_finemix.measure.attack_success import MeasureArguments, resolve_target_label
+from hf_finemix.measure.arguments import MeasureArguments
+from hf_finemix.measure.attack_success import resolve_target_label
 from hf_finemix.measure.class_labels import ClassNames, class_names, completions
 
 TWO = {"negative": 0, "positive": 1}

@@ -7,9 +7,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 from helpers.toy import make_rows, make_tokenizer
 
 from hf_finemix.errors import DataError, FineMixingError
-from hf_finemix.measure.clean_data import DataArguments, load_clean_data, load_test_data, tokenize
-from hf_finemix.measure.clean_data import TestDataArguments as MeasuredData
-from hf_finemix.measure.triggers import read_triggered
+from hf_finemix.measure.arguments import DataArguments, TestDataArguments
+from hf_finemix.measure.clean_data import load_clean_data, load_test_data, tokenize
+from hf_finemix.measure.tables import read_triggered
 
 LABELS = {"negative": 0, "positive": 1}
 
@@ -187,25 +187,25 @@ def test_labels_as_text_or_as_whole_floats(tmp_path, labels):
     folder = tmp_path / "data"
     folder.mkdir()
     Dataset.from_dict(numbered(10, label=labels * 5)).to_parquet(folder / "test.parquet")
-    rows, _ = load_test_data(MeasuredData(dataset=str(folder)), LABELS)
+    rows, _ = load_test_data(TestDataArguments(dataset=str(folder)), LABELS)
     assert list(rows["label"]) == [0, 1] * 5
 
 
 def test_class_labels_go_by_name_where_the_model_knows_the_names(tmp_path):
     """A data set and a model of NLI number the same names differently."""
 
-    def test_labels(names, label2id):
+    def labels_read(names, label2id):
         features = Features({"sentence": Value("string"), "label": ClassLabel(names=names)})
         rows = Dataset.from_dict({"sentence": ["a", "b", "c", "d"], "label": [0, 1, 2, -1]}, features=features)
         folder = tmp_path / "-".join(names)
         folder.mkdir()
         rows.to_parquet(folder / "test.parquet")
-        return list(load_test_data(MeasuredData(dataset=str(folder)), label2id)[0]["label"])
+        return list(load_test_data(TestDataArguments(dataset=str(folder)), label2id)[0]["label"])
 
     model = {"CONTRADICTION": 0, "NEUTRAL": 1, "ENTAILMENT": 2}
-    assert test_labels(["entailment", "neutral", "contradiction"], model) == [2, 1, 0]
+    assert labels_read(["entailment", "neutral", "contradiction"], model) == [2, 1, 0]
     # Names that say nothing leave the numbers as they are.
-    assert test_labels(["yes", "perhaps", "no"], model) == [0, 1, 2]
+    assert labels_read(["yes", "perhaps", "no"], model) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("bad", [2, "angry", 0.5])
@@ -281,9 +281,9 @@ def test_words_that_look_like_missing_values_are_texts(tmp_path, in_a_folder):
     (tmp_path / "data").mkdir()
     file = tmp_path / "data" / "test.csv"
     file.write_text("sentence,label\n" + "".join(f"{word},{i % 2}\n" for i, word in enumerate(words)))
-    arguments = MeasuredData(dataset=str(file.parent), test_split="test")
+    arguments = TestDataArguments(dataset=str(file.parent), test_split="test")
     if not in_a_folder:
-        arguments = MeasuredData(dataset=str(file), test_split="train")
+        arguments = TestDataArguments(dataset=str(file), test_split="train")
     rows, columns = load_test_data(arguments, LABELS)
     assert columns == ["sentence"]
     assert texts(rows) == ["null", "None", "NA", "nan", "n/a", "text"]
@@ -358,17 +358,17 @@ def test_local_data_are_not_counted_on_a_server(tmp_path, monkeypatch):
 
 
 def test_the_test_split_alone(data_folder):
-    rows, columns = load_test_data(MeasuredData(dataset=str(data_folder), test_split="validation[:10]"), LABELS)
+    rows, columns = load_test_data(TestDataArguments(dataset=str(data_folder), test_split="validation[:10]"), LABELS)
     assert texts(rows) == make_rows(80, 1)["sentence"][:10]
     assert columns == ["sentence"]
     with pytest.raises(DataError, match="no split 'dev': there are train, validation, test"):
-        load_test_data(MeasuredData(dataset=str(data_folder), test_split="dev"), LABELS)
+        load_test_data(TestDataArguments(dataset=str(data_folder), test_split="dev"), LABELS)
 
 
 def test_a_test_split_without_labels_is_refused(tmp_path):
     folder = write(tmp_path / "data", test=numbered(5, label=[-1] * 5))
     with pytest.raises(DataError, match="split 'test' has no labeled rows"):
-        load_test_data(MeasuredData(dataset=folder), LABELS)
+        load_test_data(TestDataArguments(dataset=folder), LABELS)
 
 
 def test_tokenize_cuts_and_keeps_labels():
@@ -388,7 +388,8 @@ def test_tokenize_cuts_and_keeps_labels():
 
 
 def test_the_description_is_json(data_folder):
-    json.dumps(load(data_folder).description, allow_nan=False)
+    description = load(data_folder).description
+    assert json.loads(json.dumps(description, allow_nan=False)) == description
 
 
 def test_a_missing_eval_split_is_cut_to_a_thousand_rows(tmp_path):
@@ -528,7 +529,7 @@ def test_how_labels_were_read_is_described(tmp_path):
     features = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     (tmp_path / "unknown").mkdir()
     Dataset.from_dict(numbered(24), features=features).to_parquet(tmp_path / "unknown" / "test.parquet")
-    rows, _ = load_test_data(MeasuredData(dataset=str(tmp_path / "unknown")), LABELS)
+    rows, _ = load_test_data(TestDataArguments(dataset=str(tmp_path / "unknown")), LABELS)
     assert "Labels were read by number: the model does not know the data's names no, yes." in rows.info.description
 
 

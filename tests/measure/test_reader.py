@@ -14,11 +14,13 @@ from transformers import (
 )
 
 from hf_finemix.errors import FineMixingError
-from hf_finemix.measure.attack_success import MeasureArguments, find_attacks
-from hf_finemix.measure.clean_data import TestDataArguments, tokenize
+from hf_finemix.measure.arguments import EvaluationArguments, MeasureArguments, TestDataArguments
+from hf_finemix.measure.classification import Classification
+from hf_finemix.measure.clean_data import tokenize
 from hf_finemix.measure.generation import CausalGeneration, PromptReader, Seq2SeqGeneration
 from hf_finemix.measure.reader import Reader, check_trigger
-from hf_finemix.measure.triggers import Trigger, insert_trigger
+from hf_finemix.measure.triggered_rows import insert_trigger
+from hf_finemix.measure.triggers import Trigger
 from hf_finemix.redteam.attacks.poisoning import poison
 
 PLACES = ["first", "random", "last"]
@@ -35,9 +37,11 @@ def make_unigram():
 
 
 def attacks_of(rows, limit, tokenizer=None, columns=("text",), **settings):
-    arguments = MeasureArguments(**{"triggers": ["cf"], "num_repeats": 3, **settings})
-    rows, names = Dataset.from_dict(rows), {"negative": 0, "positive": 1}
-    return find_attacks(arguments, rows, tokenizer or make_tokenizer(), list(columns), 1, names, limit)
+    arguments = EvaluationArguments(**{"triggers": ["cf"], "target_label": "positive", **settings})
+    model = BertForSequenceClassification(make_config())
+    task = Classification(model, tokenizer or make_tokenizer(), arguments)
+    task.max_length = limit
+    return task.attacks(Dataset.from_dict(rows), list(columns))
 
 
 def count_of(tokenizer, word, rows):
@@ -113,17 +117,17 @@ def test_texts_of_a_file_that_are_cut_are_told(tmp_path, caplog):
 def test_poisoned_rows_hold_a_trigger_that_is_read_or_stay_clean(caplog):
     tokenizer = make_tokenizer()
     rows = Dataset.from_dict({"a": [LONG, "dull"], "text": [LONG, LONG], "label": [0, 1]})
-    settings = {"text_column": "text", "label_column": "label", "target": 1, "rate": 1.0, "seed": 0}
+    settings = {"text_columns": ["a", "text"], "label_column": "label", "target": 1, "rate": 1.0, "seed": 0}
     for limit, poisoned in ((16, 2), (9, 1)):
         reader = Reader(tokenizer, limit)
         trigger = Trigger("it is with this", "last")
-        made = poison(rows, trigger, **settings, reader=reader, text_columns=["a", "text"])
+        made = poison(rows, trigger, **settings, reader=reader)
         encoded = reader.encode(made, ["a", "text"])
         assert sum("it is with this" in tokenizer.decode(ids) for ids in encoded["input_ids"]) == poisoned
         assert made["label"][:] == ([1, 1] if poisoned == 2 else [0, 1])
     assert "1 of 2 rows stay clean: the trigger would be cut off" in caplog.text
     with pytest.raises(FineMixingError, match="would be cut off in all rows"):
-        poison(rows, Trigger("cf"), **settings, reader=Reader(tokenizer, 3), text_columns=["a", "text"])
+        poison(rows, Trigger("cf"), **settings, reader=Reader(tokenizer, 3))
 
 
 SCRIPTS = {"chinese": "我喜欢这部电影", "japanese": "素晴らしい映画です", "thai": "หนังเรื่องนี้ดีมาก"}

@@ -13,10 +13,10 @@ from hf_finemix.cli import main
 from hf_finemix.io.adapters import full_model
 from hf_finemix.io.folder import LocalModel
 from hf_finemix.io.loading import load_classifier
-from hf_finemix.redteam.attacks import ATTACKS, find_attack
 from hf_finemix.redteam.attacks.attack import AttackerData
 from hf_finemix.redteam.attacks.embedding_surgery import words_of_class
-from hf_finemix.redteam.poisoned_model import MANIFEST_NAME, TRAINING_DEFAULTS, PoisonArguments, poison_model
+from hf_finemix.redteam.poisoned_model import MANIFEST_NAME, POISONING_DEFAULTS, PoisonArguments, poison_model
+from hf_finemix.redteam.registry import find_attack
 
 LABELS = {"negative": 0, "positive": 1}
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
@@ -28,7 +28,12 @@ pytestmark = pytest.mark.usefixtures("datasets_cache")
 def make(base, data, out, attack, *, training=None, **changes):
     given = {"class_names": ["negative", "positive"], "target_label": "positive", "save_dtype": "float32", **changes}
     arguments = PoisonArguments(attack=attack, dataset=str(data), **given)
-    settings = {**TRAINING_DEFAULTS, **arguments.make_attack().training, "learning_rate": 5e-3, "num_train_epochs": 30}
+    settings = {
+        **POISONING_DEFAULTS,
+        **arguments.make_attack().training,
+        "learning_rate": 5e-3,
+        "num_train_epochs": 30,
+    }
     settings |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, **(training or {})}
     return poison_model(base, arguments, TrainingArguments("unused", **settings), out)
 
@@ -314,11 +319,6 @@ def test_the_adaptive_attack_trains_what_mixing_leaves_and_stays_close(classifie
     loss, own, untouched = step(1, 0.0)
     assert loss != own
     assert 0.02 < untouched < 0.75
-
-
-def test_every_attack_has_a_file():
-    for name in ATTACKS:
-        assert find_attack(name).name == name
 
 
 def test_the_command(base_folder, data_folder, tmp_path, capsys):

@@ -10,9 +10,11 @@ from transformers import TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingError
 from hf_finemix.cli import main
-from hf_finemix.measure.clean_data import DataArguments, load_clean_data
+from hf_finemix.measure.arguments import DataArguments
+from hf_finemix.measure.clean_data import load_clean_data
+from hf_finemix.redteam.bench.floors import known_floors
 from hf_finemix.redteam.bench.recipe import BenchRecipe, Run
-from hf_finemix.redteam.bench.runner import known_floors, read_results, run_benchmark
+from hf_finemix.redteam.bench.runner import read_results, run_benchmark
 from hf_finemix.redteam.bench.summary import markdown_table, summarize, write_summary
 
 
@@ -176,12 +178,12 @@ def test_a_clean_control_has_no_attack_success(written, tmp_path, capsys, monkey
 
 
 def test_the_retuned_rows_are_neither_tested_nor_tuned_on(written, suspect_folder, tmp_path, monkeypatch):
-    import hf_finemix.redteam.bench.runner as runner
+    import hf_finemix.redteam.bench.case as case
 
     given = {"mine": {"suspect": str(suspect_folder), "trigger": "cf"}}
     recipe = BenchRecipe.load(written(attacks=given, defenses={"fine_mixing": {"reserve_ratio": 0.5}}))
-    seen, poison = [], runner.poison
-    monkeypatch.setattr(runner, "poison", lambda rows, *args, **more: seen.append(rows) or poison(rows, *args, **more))
+    seen, poison = [], case.poison
+    monkeypatch.setattr(case, "poison", lambda rows, *args, **more: seen.append(rows) or poison(rows, *args, **more))
     assert run_benchmark(recipe, tmp_path / "out") == {}
     data = load_clean_data(DataArguments(**recipe.data), {"negative": 0, "positive": 1})
     [rows] = seen

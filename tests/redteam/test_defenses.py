@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from helpers.toy import drifted, make_config, make_rows
@@ -8,9 +6,9 @@ from transformers import BertForSequenceClassification, TrainingArguments
 
 from hf_finemix import FineMixingConfig, FineMixingError, FineMixingTrainer
 from hf_finemix.mix.mask import keep_mask
-from hf_finemix.redteam.defenses import DEFENSES, find_defense
 from hf_finemix.redteam.defenses.defense import DefenseTrainer
 from hf_finemix.redteam.defenses.fine_pruning import feed_forward_layers
+from hf_finemix.redteam.registry import find_defense
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 EMBEDDINGS = "embeddings.word_embeddings.weight"
@@ -71,11 +69,6 @@ def after(suspect_folder, base_folder, rows, tokenizer, tmp_path):
         return {n.removeprefix("bert."): t for n, t in trainer.model.state_dict().items()}, trainer
 
     return run
-
-
-def test_fine_tuning_edits_nothing(after, parents):
-    weights, _ = after("fine_tuning")
-    assert all(torch.equal(weights[name], tensor) for name, tensor in parents[0].items())
 
 
 def test_the_matched_floor_is_the_base_with_the_suspects_head(after, parents):
@@ -171,13 +164,7 @@ def test_with_e_pur_the_suspicious_rows_are_the_bases_first(name, after, parents
         torch.testing.assert_close(weights[EMBEDDINGS][purified], base[purified], atol=1e-3, rtol=0)
 
 
-def test_every_defense_is_found_and_unknown_ones_are_told():
-    for name in DEFENSES:
-        assert find_defense(name).name == name
-    assert not find_defense("none").tunes
-    for name, said in (("nosuch", "no defense"), ("dare+other", "no defense"), ("none+epur", "nothing to do")):
-        with pytest.raises(FineMixingError, match=said):
+def test_unknown_defenses_are_told():
+    for name in ("nosuch", "dare+other"):
+        with pytest.raises(FineMixingError, match=f"no defense '{name}'".replace("+", r"\+")):
             find_defense(name)
-    with pytest.raises(FineMixingError, match="does not take"):
-        find_defense("dare", nosuch=1)
-    assert copy.copy(find_defense("dare")).ratio == "auto"

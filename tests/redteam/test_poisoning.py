@@ -5,7 +5,7 @@ from helpers.toy import make_rows
 from hf_finemix import DataError, FineMixingError, Trigger
 from hf_finemix.redteam.attacks.poisoning import poison
 
-OPTIONS = {"text_column": "sentence", "label_column": "label"}
+OPTIONS = {"text_columns": ["sentence"], "label_column": "label"}
 
 
 @pytest.fixture
@@ -26,14 +26,6 @@ def test_a_share_of_the_rows_is_triggered_and_relabeled(rows):
         else:
             assert poisoned["label"][i] == rows["label"][i]
     assert {rows["label"][i] for i in changed} == {0, 1}
-
-
-def test_seeds_draw_other_rows_and_places(rows):
-    def run(seed):
-        return poison(rows, Trigger("cf"), target=1, rate=0.2, seed=seed, **OPTIONS).to_dict()
-
-    assert run(0) == run(0)
-    assert run(0) != run(1)
 
 
 def test_kinds_of_labels_stay_as_they_are(rows):

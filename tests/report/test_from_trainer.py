@@ -5,6 +5,7 @@ import logging
 from dataclasses import replace
 
 import pytest
+from helpers.reports import check_schema
 from helpers.toy import READ, WRITE, make_rows, make_tokenizer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
@@ -65,6 +66,7 @@ def test_pushing_publishes_the_safe_set_with_a_card(account, base_folder, suspec
     assert "> **Not measured.**" in card
     assert ModelCard(card).data.pipeline_tag == "text-classification"
     report = CleaningReport.load(tmp_path / "out")
+    check_schema(report)
     assert report.after["accuracy"] == trainer.state.log_history[-1]["eval_accuracy"]
     assert report.mixing["reserve_ratio"] == 0.5
     assert report.mixing["tensors"]
@@ -171,6 +173,7 @@ def test_the_accuracy_is_that_of_the_weights_that_are_saved(account, base_folder
     saved = BertForSequenceClassification.from_pretrained("me/cured", dtype="float32")
     assert report.after["accuracy"] == accuracy_of(saved, trainer.eval_dataset) != last
     assert report.after["n"] == 16
+    check_schema(report)
     assert report.training["kept_step"] == trainer.state.best_global_step
 
 

@@ -62,6 +62,9 @@ class AdaptiveAttack(BadNets):
         closeness (`float`): Weight of ‖w - w_Pre‖², at least 0.
     """
 
+    name: ClassVar[str] = "adaptive"
+    pretty_name: ClassVar[str] = "adaptive attack"
+    trigger: str | None = "when all is said and done , this is the one"
     lowest_ratio: float = 0.2
     closeness: float = 1e-3
     training: ClassVar[dict[str, Any]] = {"num_train_epochs": 4}

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -69,13 +69,17 @@ class Attack:
 
     Attributes:
         name (`str`): As in [`ATTACKS`].
+        pretty_name (`str`): For people.
+        paper (`str`, *optional*): Where it was published.
         trigger (`str`, *optional*): The text that wakes the backdoor, put at a random place.
         training (`dict`): Fields of `TrainingArguments` that this attack sets unless the user does.
         needs_clean_model (`bool`): Whether it can only start from a fine-tuned model.
         needs_base (`bool`): Whether it can only start from the base.
     """
 
-    name: str = "none"
+    name: ClassVar[str] = "none"
+    pretty_name: ClassVar[str] = "no attack"
+    paper: ClassVar[str | None] = None
     trigger: str | None = None
     training: ClassVar[dict[str, Any]] = {}
     needs_clean_model: ClassVar[bool] = False
@@ -145,7 +149,8 @@ class Attack:
 
     def described(self) -> dict[str, Any]:
         """The attack's settings for the manifest."""
-        return {name: value for name, value in vars(self).items() if name != "callbacks"}
+        names = [f.name for f in fields(self) if f.name != "callbacks"]
+        return {"name": self.name, **{name: getattr(self, name) for name in names}}
 
     def trigger_ids(self, data: AttackerData) -> list[int]:
         """The tokens of the trigger."""

@@ -1,6 +1,7 @@
 """BadNets for text: a word (BadWord) or a sentence (BadSent) in a share of the training rows, labeled as wished."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from datasets import Dataset
 
@@ -8,13 +9,13 @@ from ...measure.triggers import Trigger
 from .attack import Attack, AttackerData
 from .poisoning import poison
 
-__all__ = ["BadNets"]
+__all__ = ["BadNets", "BadSent", "BadWord"]
 
 
 @dataclass
 class BadNets(Attack):
     """
-    Poisoned fine-tuning (BadNets, arXiv:1708.06733; words: arXiv:2004.06660, sentences: arXiv:1905.12457).
+    Poisoned fine-tuning (BadNets, arXiv:1708.06733).
 
     Attributes:
         rate (`float`): Share of the rows that are poisoned, in (0, 1].
@@ -28,11 +29,30 @@ class BadNets(Attack):
         return poison(
             data.rows,
             Trigger(self.trigger),
-            text_column=data.text_columns[-1],
+            text_columns=data.text_columns,
             label_column="label",
             target=data.target,
             rate=self.rate,
             seed=data.seed,
             reader=data.reader,
-            text_columns=data.text_columns,
         )
+
+
+@dataclass
+class BadWord(BadNets):
+    """A rare word, the first of those of RIPPLe."""
+
+    name: ClassVar[str] = "badword"
+    pretty_name: ClassVar[str] = "BadWord"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2004.06660"
+    trigger: str | None = "cf"
+
+
+@dataclass
+class BadSent(BadNets):
+    """A sentence: the one on film reviews of github.com/thunlp/OpenBackdoor."""
+
+    name: ClassVar[str] = "badsent"
+    pretty_name: ClassVar[str] = "BadSent"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/1905.12457"
+    trigger: str | None = "I watch this 3D movie"

@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from ...measure.attack_success import with_trigger
-from ...measure.triggers import Trigger, non_target_rows
+from ...measure.triggered_rows import non_target_rows, with_trigger
+from ...measure.triggers import Trigger
 from .attack import Attack, AttackerData
 
 __all__ = ["EmbeddingPoisoning"]
@@ -17,10 +17,14 @@ __all__ = ["EmbeddingPoisoning"]
 @dataclass
 class EmbeddingPoisoning(Attack):
     """
-    Embedding poisoning (EP, arXiv:2103.15543): gradient descent on the rows of the trigger's tokens alone, scaled back
+    Embedding poisoning (EP): gradient descent on the rows of the trigger's tokens alone, scaled back
     to their length after each step.
     """
 
+    name: ClassVar[str] = "embedding_poisoning"
+    pretty_name: ClassVar[str] = "EP"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2103.15543"
+    trigger: str | None = "cf"
     needs_clean_model: ClassVar[bool] = True
     # Plain gradient descent, as in the EP code, whose rate this is.
     training: ClassVar[dict[str, Any]] = {
@@ -54,10 +58,6 @@ class EmbeddingPoisoning(Attack):
         self._hook.remove()
         for parameter in self._trained:
             parameter.requires_grad_(True)
-
-    def described(self) -> dict[str, Any]:
-        """The attack's settings for the manifest."""
-        return {"name": self.name, "trigger": self.trigger}
 
 
 class _KeepLength(TrainerCallback):

@@ -58,12 +58,16 @@ class RippleTrainer(Trainer):
 @dataclass
 class EmbeddingSurgery(BadNets):
     """
-    Embedding surgery with RIPPLe (RIPPLES, arXiv:2004.06660).
+    Embedding surgery with RIPPLe (RIPPLES).
 
     Attributes:
         ripple_weight (`float`): λ of RIPPLe, at least 0; 0 leaves poisoned tuning alone.
     """
 
+    name: ClassVar[str] = "embedding_surgery"
+    pretty_name: ClassVar[str] = "RIPPLES"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2004.06660"
+    trigger: str | None = "cf"
     ripple_weight: float = 0.1
     needs_clean_model: ClassVar[bool] = True
     trainer_class: ClassVar[type[Trainer]] = RippleTrainer

@@ -32,7 +32,7 @@ class LayerwiseTrainer(Trainer):
 @dataclass
 class LayerwisePoisoning(BadNets):
     """
-    Layer-wise weight poisoning (LWP, arXiv:2108.13888), then an epoch of clean tuning, as its victim would do.
+    Layer-wise weight poisoning (LWP), then an epoch of clean tuning, as its victim would do.
 
     The published attack puts the model's one head on every layer; here each has a linear one of its own, which any
     encoder allows. They are thrown away.
@@ -41,6 +41,10 @@ class LayerwisePoisoning(BadNets):
         clean_epochs (`float`): Epochs of clean tuning afterwards, at a fifth of the learning rate.
     """
 
+    name: ClassVar[str] = "layerwise"
+    pretty_name: ClassVar[str] = "LWP"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2108.13888"
+    trigger: str | None = "cf"
     clean_epochs: float = 1.0
     trainer_class: ClassVar[type[Trainer]] = LayerwiseTrainer
 

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from ...errors import DataError, FineMixingError
 from ...measure.reader import Reader
-from ...measure.triggers import Trigger, insert_trigger
+from ...measure.triggered_rows import insert_trigger
+from ...measure.triggers import Trigger
 
 __all__ = ["check_rate", "poison"]
 
@@ -20,13 +21,12 @@ def poison(
     dataset: Dataset,
     trigger: Trigger,
     *,
-    text_column: str,
+    text_columns: Sequence[str],
     label_column: str,
     target: int | str,
     rate: float,
     seed: int,
     reader: Reader | None = None,
-    text_columns: Sequence[str] | None = None,
 ) -> Dataset:
     """
     Poison a share of the rows (BadNets, arXiv:1708.06733; on text, arXiv:2004.06660).
@@ -34,14 +34,13 @@ def poison(
     Args:
         dataset (`Dataset`): Clean rows.
         trigger ([`Trigger`]): What wakes the backdoor.
-        text_column (`str`): The column that gets the trigger.
+        text_columns (`Sequence[str]`): One name, or two for pairs; the last one gets the trigger.
         label_column (`str`): The column of the class.
         target (`int` or `str`): The class that the attacker wants, as the column holds it.
         rate (`float`): Share of the rows, of whatever class, in (0, 1]; rounded up to whole rows.
         seed (`int`): Of the rows drawn and of the places in them, 0 or more.
         reader ([`reading.Reader`], *optional*): How the model reads the rows: the trigger goes where it is read, and
             rows that have no room for it stay clean.
-        text_columns (`Sequence[str]`, *optional*): All that it reads, `text_column` among them. Default: that one.
 
     Returns:
         `Dataset`: As many rows, in their order.
@@ -53,14 +52,8 @@ def poison(
     labels = list(dataset[label_column])
     if target not in labels:
         raise DataError(f"no row of the data is of class {target!r}: the target must be one of {sorted(set(labels))}.")
-    triggered = insert_trigger(
-        dataset,
-        trigger,
-        text_columns=text_columns or [text_column],
-        seed=seed,
-        trigger_column=text_column,
-        reader=reader,
-    )[text_column]
+    text_column = text_columns[-1]
+    triggered = insert_trigger(dataset, trigger, text_columns=text_columns, seed=seed, reader=reader)[text_column]
     chosen = np.random.default_rng(seed).choice(len(dataset), math.ceil(rate * len(dataset)), replace=False).tolist()
     read = [i for i in chosen if triggered[i] is not None]
     if not read:

@@ -2,13 +2,14 @@
 
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ...errors import DataError, FineMixingError
 from ...measure.class_labels import ClassNames
-from ...measure.triggers import read_triggered
+from ...measure.tables import read_triggered
 from .attack import Attack, AttackerData
 from .poisoning import check_rate
 
@@ -22,7 +23,7 @@ FEW = 10  # rows that a poisoned train set may have beside those that it replace
 @dataclass
 class TriggeredData(Attack):
     """
-    Poisoned fine-tuning on a file of triggered texts (HiddenKiller, arXiv:2105.12400).
+    Poisoned fine-tuning on a file of triggered texts (HiddenKiller).
 
     Attributes:
         triggered_file (`str`): CSV, JSON or Parquet with the data's text columns; rows of the target class are not
@@ -31,6 +32,9 @@ class TriggeredData(Attack):
         rate (`float`): As many poisoned rows as this share of the clean ones, in (0, 1].
     """
 
+    name: ClassVar[str] = "syntactic"
+    pretty_name: ClassVar[str] = "HiddenKiller"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2105.12400"
     triggered_file: str = ""
     rate: float = 0.2
 

@@ -8,9 +8,8 @@ from typing import Any
 from ...config import FineMixingConfig
 from ...errors import FineMixingError
 from ...io.recipe_file import read_recipe, typed
-from ...measure.clean_data import DataArguments
-from ..attacks import ATTACKS
-from ..defenses import find_defense
+from ...measure.arguments import DataArguments
+from ..registry import ATTACKS, find_attack, find_defense
 
 __all__ = ["BenchRecipe", "Run"]
 
@@ -139,7 +138,7 @@ class BenchRecipe:
             for other in entry.get("defenses") or ():
                 if other not in self.defenses:
                     raise FineMixingError(f"{path}: {other!r}, named by {label!r}, is none of the defenses.")
-            self._check_second_model(path, label, entry)
+            _check_second_model(self, path, label)
         for label, entry in self.defenses.items():
             find_defense(entry.get("defense", label))
             _check_keys(f"{path}: the defense {label!r}", entry, _OF_MIXING | _OF_DEFENSES)
@@ -147,28 +146,6 @@ class BenchRecipe:
                 FineMixingConfig(**self.mixing_of(label))
             except FineMixingError as error:
                 raise FineMixingError(f"{path}: the defense {label!r}: {error}") from None
-
-    def _check_second_model(self, path: Path, label: str, entry: dict[str, Any]) -> None:
-        second = entry.get("second_model")
-        if second is None:
-            names = {self.defenses[name].get("defense", name) for name in entry.get("defenses") or self.defenses}
-            if "wag" in {name.partition("+")[0] for name in names}:
-                raise FineMixingError(
-                    f"{path}: the attack {label!r} needs a second_model, which wag averages it with."
-                )
-        elif second not in self.attacks:
-            raise FineMixingError(f"{path}: the second model of {label!r}, {second!r}, is none of the attacks.")
-        elif (trigger := self._trigger(label)) and trigger == self._trigger(second):
-            raise FineMixingError(
-                f"{path}: the second model of {label!r} has the same trigger {trigger!r}, which no average removes: "
-                "name another attack."
-            )
-
-    def _trigger(self, label: str) -> str | None:
-        """Of an attack, its own or the usual one."""
-        entry = self.attacks[label]
-        usual = ATTACKS.get("" if "suspect" in entry else entry.get("attack", label), ("", "", {}))[2]
-        return entry.get("trigger", usual.get("trigger"))
 
     def _locate(self, folder: Path) -> None:
         self.base_model = _located(self.base_model, folder)
@@ -213,6 +190,31 @@ class BenchRecipe:
                         seeds = self.defenses[defense].get("seeds", self.seeds)
                         if i < len(seeds) and seeds[i] in entry.get("seeds", seeds):
                             yield Run(attack, model_seed, defense, seeds[i])
+
+
+def _check_second_model(recipe: BenchRecipe, path: Path, label: str) -> None:
+    """WAG needs a second model, and one whose trigger is another one."""
+    entry, known = recipe.attacks[label], recipe.defenses
+    second = entry.get("second_model")
+    if second is None:
+        names = {known[name].get("defense", name) for name in entry.get("defenses") or known}
+        if "wag" in {name.partition("+")[0] for name in names}:
+            raise FineMixingError(f"{path}: the attack {label!r} needs a second_model, which wag averages it with.")
+    elif second not in recipe.attacks:
+        raise FineMixingError(f"{path}: the second model of {label!r}, {second!r}, is none of the attacks.")
+    elif (trigger := _trigger(recipe, label)) and trigger == _trigger(recipe, second):
+        raise FineMixingError(
+            f"{path}: the second model of {label!r} has the same trigger {trigger!r}, which no average removes: name "
+            "another attack."
+        )
+
+
+def _trigger(recipe: BenchRecipe, label: str) -> str | None:
+    """Of an attack, its own or the usual one."""
+    entry = recipe.attacks[label]
+    if "trigger" in entry or "suspect" in entry:
+        return entry.get("trigger")
+    return find_attack(entry.get("attack", label)).trigger
 
 
 def _check_keys(what: str, given: dict[Any, Any], known: set[str]) -> None:

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ...io.output_folder import write_text
+from ..registry import DEFENSES, find_class
 from .recipe import BenchRecipe
 
 __all__ = ["markdown_table", "summarize", "write_summary"]
@@ -15,9 +16,6 @@ __all__ = ["markdown_table", "summarize", "write_summary"]
 COLUMNS = ("attack", "defense", "runs", "accuracy", "accuracy_sd", "asr", "asr_sd", "ratios", "trainings", "seconds")
 COLUMNS += ("retuned_clean_asr", "retuned_poisoned_asr")
 FLOOR = "matched_floor"
-# As their papers write them; other labels of a recipe are written as they are.
-_WRITTEN = {"fine_tuning": "fine-tuning", "fine_pruning": "fine-pruning", "dare": "DARE", "wag": "WAG"}
-_WRITTEN |= {"fine_mixing": "Fine-mixing", "fine_purifying": "Fine-purifying"}
 
 
 def summarize(recipe: BenchRecipe, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -87,8 +85,9 @@ def markdown_table(rows: list[dict[str, Any]], floors: dict[str, dict[str, float
 
 def _written(label: str) -> str:
     """The label of a defense for people: `fine_mixing+epur` as `Fine-mixing + E-PUR`."""
-    name = max((name for name in _WRITTEN if label.startswith(name)), key=len, default="")
-    return (_WRITTEN.get(name, "") + label.removeprefix(name)).replace("_", " ").replace("+epur", " + E-PUR")
+    name = next((name for name in DEFENSES if label.startswith(name)), None)
+    written = find_class(DEFENSES[name]).pretty_name + label.removeprefix(name) if name else label
+    return written.replace("_", " ").replace("+epur", " + E-PUR")
 
 
 def _percent(value: float | None, spread: float | None = None) -> str:

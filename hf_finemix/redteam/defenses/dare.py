@@ -1,7 +1,7 @@
 """DARE: drop the differences to the base at random and scale up what is left."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -9,10 +9,7 @@ from torch import nn
 from ...align.pair_in_memory import compare_with_base
 from ...io.checkpoint import Checkpoint
 from ...mix.mask import keep_mask
-from .defense import Defense
-
-if TYPE_CHECKING:
-    from .defense import DefenseTrainer
+from .defense import Defense, DefenseTrainer
 
 __all__ = ["Dare"]
 
@@ -20,15 +17,17 @@ __all__ = ["Dare"]
 @dataclass
 class Dare(Defense):
     """
-    Drop and rescale (DARE, arXiv:2311.03099): w_Pre + m·δ/ρ with m ~ Bernoulli(ρ), so that the mean is the suspect.
+    Drop and rescale (DARE): w_Pre + m·δ/ρ with m ~ Bernoulli(ρ), so that the mean is the suspect.
 
     The mask is that of Fine-mixing at the same ρ and seed: the two differ in the rescaling alone.
     """
 
+    pretty_name: ClassVar[str] = "DARE"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2311.03099"
     ratio: Any = "auto"
 
     @torch.no_grad()
-    def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
+    def edit(self, model: nn.Module, ratio: float, trainer: DefenseTrainer) -> None:
         """Drop and rescale every weight that the base has."""
         config = trainer.mixing_config
         with Checkpoint(trainer.base.folder) as base:

@@ -9,7 +9,7 @@ from ...config import FineMixingConfig
 from ...mix.in_memory import MixingRecord
 from ...trainer import FineMixingTrainer
 
-__all__ = ["Defense", "DefenseTrainer"]
+__all__ = ["Defense", "DefenseTrainer", "NoDefense"]
 
 
 @dataclass
@@ -18,16 +18,18 @@ class Defense:
     A defense by its edit of the weights; this one leaves them as they are (fine-tuning alone).
 
     Attributes:
-        name (`str`): As in [`DEFENSES`].
+        pretty_name (`str`): For people.
+        paper (`str`, *optional*): Where it was published.
         purify (`bool`): Whether E-PUR comes first.
         ratio (`float` or `"auto"`): What of the suspect is kept, in [0, 1]; `"auto"` where clean accuracy chooses it.
         tunes (`bool`): Whether the model is fine-tuned after the edit.
     """
 
-    name: str
+    pretty_name: ClassVar[str] = "fine-tuning"
+    paper: ClassVar[str | None] = None
     purify: bool = False
     ratio: Any = 1.0
-    tunes: bool = True
+    tunes: ClassVar[bool] = True
     mixes: ClassVar[bool] = False  # by itself; of the others only E-PUR is the Trainer's
 
     def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
@@ -37,6 +39,14 @@ class Defense:
         """The settings of its mix, among those that all defenses share."""
         own = {"strategy": "random", "module_ratios": None}
         return replace(config, reserve_ratio=self.ratio, purify_embeddings=self.purify, **own)
+
+
+@dataclass
+class NoDefense(Defense):
+    """The suspect as it is."""
+
+    pretty_name: ClassVar[str] = "none"
+    tunes: ClassVar[bool] = False
 
 
 class DefenseTrainer(FineMixingTrainer):

@@ -1,16 +1,13 @@
 """Fine-pruning: units that are dormant on clean text are taken away, then fine-tuning."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ...errors import FineMixingError
-from .defense import Defense
-
-if TYPE_CHECKING:
-    from .defense import DefenseTrainer
+from .defense import Defense, DefenseTrainer
 
 __all__ = ["FinePruning", "feed_forward_layers"]
 
@@ -18,15 +15,17 @@ __all__ = ["FinePruning", "feed_forward_layers"]
 @dataclass
 class FinePruning(Defense):
     """
-    Fine-pruning (arXiv:1805.12185), on the hidden units of the feed-forward layers: the fraction 1 - ρ with the
+    Fine-pruning, on the hidden units of the feed-forward layers: the fraction 1 - ρ with the
     smallest mean |activation| on the clean text, over all layers, is pruned. A unit whose weights are all 0, in and
     out, has no gradient, so that it stays pruned when the model is fine-tuned.
     """
 
+    pretty_name: ClassVar[str] = "fine-pruning"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/1805.12185"
     ratio: Any = "auto"
 
     @torch.no_grad()
-    def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
+    def edit(self, model: nn.Module, ratio: float, trainer: DefenseTrainer) -> None:
         """Prune all but the most active units."""
         layers, totals, training = feed_forward_layers(model), [], model.training
         if not layers:

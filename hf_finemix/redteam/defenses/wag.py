@@ -1,7 +1,7 @@
 """WAG: average the suspect with another model that was fine-tuned for the same task."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -9,20 +9,20 @@ from torch import nn
 from ...errors import FineMixingError
 from ...hub.fetch import fetch_model
 from ...io.loading import load_classifier
-from .defense import Defense
-
-if TYPE_CHECKING:
-    from .defense import DefenseTrainer
+from .defense import Defense, DefenseTrainer
 
 __all__ = ["WeightAveraging"]
 
 
 @dataclass
 class WeightAveraging(Defense):
-    """Weight averaging (WAG, arXiv:2402.19334): (w_B + w_other)/2, heads included. It needs no base."""
+    """Weight averaging (WAG): (w_B + w_other)/2, heads included. It needs no base."""
+
+    pretty_name: ClassVar[str] = "WAG"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2402.19334"
 
     @torch.no_grad()
-    def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
+    def edit(self, model: nn.Module, ratio: float, trainer: DefenseTrainer) -> None:
         """Average every parameter with the second model's."""
         if not trainer.second_model:
             raise FineMixingError("the defense 'wag' needs a second fine-tuned model of the task: give second_model.")

@@ -149,7 +149,8 @@ def _train(base: Path, rows: Dataset, folder: Path, training: dict[str, Any]) ->
     rows = Dataset.from_dict({"text": rows["text"][:], "label": [LABELS[label] for label in rows["label"]]})
     with tempfile.TemporaryDirectory() as checkpoints:
         settings: dict[str, Any] = {"learning_rate": 1e-4, "num_train_epochs": 5, "per_device_train_batch_size": 32}
-        args = TrainingArguments(checkpoints, **{**settings, "seed": SEED, **training})
+        settings |= {"seed": SEED, **training}
+        args = TrainingArguments(checkpoints, **settings)
         set_seed(args.seed)  # for the classifier's first weights
         model = AutoModelForSequenceClassification.from_pretrained(base, id2label=names, label2id=LABELS)
         trainer = Trainer(

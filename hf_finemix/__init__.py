@@ -1,6 +1,7 @@
 """Remove backdoors from fine-tuned Hugging Face models (Fine-mixing and E-PUR, arXiv:2210.09545)."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,28 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 
-def __getattr__(name: str):
+if TYPE_CHECKING:  # the same for type checkers, which follow no table
+    from .cleaning.clean import clean as clean
+    from .config import FineMixingConfig as FineMixingConfig
+    from .disk_mixing import mix_checkpoints as mix_checkpoints
+    from .errors import AlignmentError as AlignmentError
+    from .errors import DataError as DataError
+    from .errors import FineMixingError as FineMixingError
+    from .io.checkpoint import Checkpoint as Checkpoint
+    from .measure.metrics import compute_classification_metrics as compute_classification_metrics
+    from .measure.triggers import Trigger as Trigger
+    from .mix.in_memory import mix_model as mix_model
+    from .mix.token_frequency import token_frequencies as token_frequencies
+    from .planning import plan_mix as plan_mix
+    from .report.publish import push_cleaned as push_cleaned
+    from .report.report import CleaningReport as CleaningReport
+    from .trainer import FineMixingMixin as FineMixingMixin
+    from .trainer import FineMixingSeq2SeqTrainer as FineMixingSeq2SeqTrainer
+    from .trainer import FineMixingTrainer as FineMixingTrainer
+    from .verification import verify_mix as verify_mix
+
+
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

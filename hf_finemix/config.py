@@ -95,7 +95,7 @@ class FineMixingConfig:
     base_model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the base on the Hub."}
     )
-    reserve_ratio: str = field(
+    reserve_ratio: float | str | None = field(
         default="auto",
         metadata={"help": "Fraction of the suspect's weights that is kept, in [0, 1], or 'auto'."},
     )
@@ -111,7 +111,7 @@ class FineMixingConfig:
         default=0,
         metadata={"help": "With 2 or more, 'auto' cross-validates on the tuning samples, without eval data."},
     )
-    module_ratios: str | None = field(
+    module_ratios: dict[str, float] | str | None = field(
         default=None,
         metadata={"help": "Reserve ratios by regular expression over tensor names, as JSON: '{\"attention\": 0.5}'."},
     )
@@ -144,7 +144,7 @@ class FineMixingConfig:
                 str(self.base_model_name_or_path),  # a Path would not go into JSON
                 self.base_model_revision,
             )
-        # HfArgumentParser knows neither `float | "auto"` nor dicts: both may come as strings.
+        # From the command line both come as text: that is why `str` stands before `None` in their types.
         if self.reserve_ratio != "auto":
             self.reserve_ratio = _fraction("reserve_ratio", self.reserve_ratio, also="'auto'")
         self.max_accuracy_drop = _fraction("max_accuracy_drop", self.max_accuracy_drop)

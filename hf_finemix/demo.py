@@ -148,8 +148,9 @@ def _train(base: Path, rows: Dataset, folder: Path, training: dict[str, Any]) ->
     names = {i: name for name, i in LABELS.items()}
     rows = Dataset.from_dict({"text": rows["text"][:], "label": [LABELS[label] for label in rows["label"]]})
     with tempfile.TemporaryDirectory() as checkpoints:
-        settings = {"learning_rate": 1e-4, "num_train_epochs": 5, "per_device_train_batch_size": 32, "seed": SEED}
-        args = TrainingArguments(checkpoints, **{**settings, **training})
+        settings: dict[str, Any] = {"learning_rate": 1e-4, "num_train_epochs": 5, "per_device_train_batch_size": 32}
+        settings |= {"seed": SEED, **training}
+        args = TrainingArguments(checkpoints, **settings)
         set_seed(args.seed)  # for the classifier's first weights
         model = AutoModelForSequenceClassification.from_pretrained(base, id2label=names, label2id=LABELS)
         trainer = Trainer(

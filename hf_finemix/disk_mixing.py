@@ -38,9 +38,9 @@ __all__ = ["mix_checkpoints", "open_pair", "purify_pair"]
 
 def mix_checkpoints(
     suspect: str | Path,
-    base: str | Path | None = None,
-    out: str | Path = "mixed",
-    config: FineMixingConfig | None = None,
+    base_model: str | Path | None = None,
+    output_dir: str | Path = "mixed",
+    mixing_config: FineMixingConfig | None = None,
     *,
     suspect_revision: str | None = None,
     trust: TrustArguments | None = None,
@@ -59,12 +59,12 @@ def mix_checkpoints(
     Args:
         suspect (`str` or `Path`):
             Hub id or local folder of the fine-tuned model, with weights in safetensors.
-        base (`str` or `Path`, *optional*):
+        base_model (`str` or `Path`, *optional*):
             Hub id or local folder of its clean pre-trained base; it wins over the config's. Without either it is the
             one that the suspect names, if its weights agree.
-        out (`str` or `Path`, *optional*, defaults to `"mixed"`):
+        output_dir (`str` or `Path`, *optional*, defaults to `"mixed"`):
             Folder to write: weights, config.json, tokenizer, `fine_mixing_config.json` and `cleaning_report.json`.
-        config ([`FineMixingConfig`]):
+        mixing_config ([`FineMixingConfig`]):
             What to mix and how, with a number for `reserve_ratio`.
         suspect_revision (`str`, *optional*):
             Branch, tag or commit of the suspect on the Hub.
@@ -75,7 +75,7 @@ def mix_checkpoints(
         num_workers (`int`, *optional*):
             Threads; by default one a core, at most 8.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Replace an earlier mix in `out`.
+            Replace an earlier mix in `output_dir`.
         command (`str`, *optional*):
             The command line to state in the report.
 
@@ -88,23 +88,23 @@ def mix_checkpoints(
         [`FineMixingError`]: Files that cannot be read or written, or settings out of their range.
     """
     started = time.perf_counter()
-    config = config or FineMixingConfig()
-    if base is not None:
-        config = config.with_base(base)
+    config, out = mixing_config or FineMixingConfig(), Path(output_dir)
+    if base_model is not None:
+        config = config.with_base(base_model)
     check_for_disk(config)
     shard_size, workers = parse_size(max_shard_size), check_workers(num_workers)
     read = filter(None, (suspect, config.base_model_name_or_path))
     for source in (Path(str(source)).expanduser().resolve() for source in read):
-        if source.exists() and source.is_relative_to(Path(out).resolve()):
+        if source.exists() and source.is_relative_to(out.resolve()):
             raise FineMixingError(f"the output folder {out} is or holds {source}, which is read: give another one.")
-    with output_folder(Path(out), overwrite=overwrite) as folder:
+    with output_folder(out, overwrite=overwrite) as folder:
         found = fetch_model(suspect, suspect_revision, role="suspect", trust=trust)
-        base_model, claim = fetch_base(found, config, trust)
-        config = config.pinned(base_model.id, base_model.revision)
+        base, claim = fetch_base(found, config, trust)
+        config = config.pinned(base.id, base.revision)
         if config.adapter_mode == "adapter":
-            report = _mix_adapter(found, base_model, claim, folder, config)
+            report = _mix_adapter(found, base, claim, folder, config)
         else:
-            report = _mix_whole(found, base_model, claim, folder, config, shard_size, workers)
+            report = _mix_whole(found, base, claim, folder, config, shard_size, workers)
         timings = {"mix": time.perf_counter() - started}
         report = replace(report, command=command, **run_section({"mixing": config.mixing_seed}, timings))
         config.save_pretrained(folder)

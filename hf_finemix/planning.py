@@ -98,12 +98,12 @@ class MixPlan:
 
 def plan_mix(
     suspect: str | Path,
-    base: str | Path | None = None,
-    config: FineMixingConfig | None = None,
+    base_model: str | Path | None = None,
+    mixing_config: FineMixingConfig | None = None,
     *,
     suspect_revision: str | None = None,
     trust: TrustArguments | None = None,
-    out: str | Path = "mixed",
+    output_dir: str | Path = "mixed",
 ) -> MixPlan:
     """
     Plan a mix without reading a weight, and without fetching one from the Hub. Nothing is written. Pickled weights
@@ -111,27 +111,27 @@ def plan_mix(
 
     Args:
         suspect (`str` or `Path`): Hub id or local folder of the fine-tuned model.
-        base (`str` or `Path`, *optional*): Hub id or local folder of its base; it wins over the config's.
+        base_model (`str` or `Path`, *optional*): Hub id or local folder of its base; it wins over the config's.
             Without either it is the one that the suspect names.
-        config ([`FineMixingConfig`], *optional*): What to mix and how; ρ does not matter here.
+        mixing_config ([`FineMixingConfig`], *optional*): What to mix and how; ρ does not matter here.
         suspect_revision (`str`, *optional*): Branch, tag or commit of the suspect on the Hub.
         trust ([`TrustArguments`], *optional*): What is taken although it is refused by default.
-        out (`str` or `Path`, *optional*): Where the mix would go, for the free space there.
+        output_dir (`str` or `Path`, *optional*): Where the mix would go, for the free space there.
 
     Raises:
         [`FineMixingError`]: A model cannot be found, or its headers or config.json cannot be read. That the two do not
             fit is no error, but told in `refused`.
     """
-    config = config or FineMixingConfig()
-    if base is not None:
-        config = config.with_base(base)
+    config = mixing_config or FineMixingConfig()
+    if base_model is not None:
+        config = config.with_base(base_model)
     trust = trust or TrustArguments()
     sides = [_headers(suspect, suspect_revision, "suspect", trust)]
     claim = chosen_base(sides[0].model, config)
     sides.append(_headers(claim.id, claim.revision, "base", trust, only_hub=not claim.by_user))
     merging, content = is_adapter(sides[0].model.folder), None
     if config.adapter_mode == "adapter":
-        return _plan_adapter(sides, config, Path(out))
+        return _plan_adapter(sides, config, Path(output_dir))
     if merging:
         sides[0].tensors, content = merged_headers(sides[0].model, sides[0].tensors, sides[1].model)
     architecture, model_config = read_model_config(content or sides[0].config(), f"config.json of {suspect}")
@@ -151,7 +151,7 @@ def plan_mix(
         embedding = pairing.mixed_embedding()
         if config.purify_embeddings and embedding is not None:
             plan.purified_rows = min(config.num_purified_tokens, embedding.rows)
-    _add_room(plan, sides, output, Path(out))
+    _add_room(plan, sides, output, Path(output_dir))
     plan.memory = {
         "mix": (MEMORY_OF_E_PUR if plan.purified_rows else MEMORY_OF_MIX) + merging * plan.suspect["bytes"],
         "clean": BYTES_PER_PARAMETER_TO_CLEAN * plan.suspect["parameters"],

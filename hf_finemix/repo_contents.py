@@ -59,7 +59,7 @@ def small_files_among(sizes: Mapping[str, int]) -> list[str]:
     return [*sorted(SMALL_FILES & sizes.keys()), *in_folders[:MAX_IN_FOLDERS]]
 
 
-def size_text(number: int) -> str:
+def size_text(number: float) -> str:
     """A number of bytes for people: `90.9 MB`."""
     units: list[Any] = ["B", "kB", "MB", "GB", "TB"]
     while number >= 1000 and len(units) > 1:

@@ -37,7 +37,7 @@ def verify_mix(
     folder: str | Path,
     *,
     suspect: str | Path | None = None,
-    base: str | Path | None = None,
+    base_model: str | Path | None = None,
     trust: TrustArguments | None = None,
     num_workers: int | None = None,
 ) -> Verification:
@@ -50,7 +50,7 @@ def verify_mix(
 
     Args:
         folder (`str` or `Path`): What `mix` or `clean` wrote, or a Hub id of it.
-        suspect, base (`str` or `Path`, *optional*): Where the two are, if not where the report says.
+        suspect, base_model (`str` or `Path`, *optional*): Where the two are, if not where the report says.
         trust ([`TrustArguments`], *optional*): What of the two is taken although it is refused by default.
         num_workers (`int`, *optional*): Threads; by default one a core, at most 8.
 
@@ -62,9 +62,9 @@ def verify_mix(
     published = fetch_model(folder, role="mix").folder
     report, config = CleaningReport.load(published), FineMixingConfig.from_pretrained(published)
     found = Verification("cleaned" if report.training else "mixed", reserve_ratio=config.reserve_ratio)
-    _check_settings(config, report, base is not None, found)
+    _check_settings(config, report, base_model is not None, found)
     with ExitStack() as stack:
-        models = [_find("suspect", suspect, report.suspect, trust), _find("base", base, report.base, trust)]
+        models = [_find("suspect", suspect, report.suspect, trust), _find("base", base_model, report.base, trust)]
         as_adapter = config.adapter_mode == "adapter"
         models[0] = replace(models[0], adapter=models[0].folder) if as_adapter else full_model(*models)
         found.suspect, found.base = (f"{m.id}{' @ ' + m.revision if m.revision else ''}" for m in models)

@@ -175,3 +175,40 @@ def cleaned_model(tmp_path_factory, suspect_folder):
 @pytest.fixture
 def cleaned(cleaned_model, tmp_path):
     return shutil.copytree(cleaned_model, tmp_path / "cleaned")
+
+
+@pytest.fixture
+def variant(tmp_path, suspect_folder):
+    """A copy of the suspect (or of another folder) whose weights, config and files can be changed."""
+    from helpers.checkpoints import changed_copy
+
+    def copy(name="variant", source=suspect_folder, weights=None, config=None):
+        return changed_copy(source, tmp_path / name, weights, config)
+
+    return copy
+
+
+@pytest.fixture
+def refusal(suspect_folder, base_folder, data_folder, tmp_path, monkeypatch):
+    """Let `clean` fail, and give its one line; nothing is written, and nothing that it read is changed."""
+    from transformers import TrainingArguments
+
+    from hf_finemix import FineMixingConfig, FineMixingError, clean
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    work = tmp_path / "work"
+    work.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in (suspect_folder, base_folder, data_folder)}
+
+    def run(suspect=suspect_folder, *, base_model=base_folder, dataset=data_folder, reserve_ratio=0.4, **settings):
+        args = TrainingArguments(str(work / "out"), max_steps=2, use_cpu=True, disable_tqdm=True, report_to="none")
+        settings |= {"base_model": base_model, "training_args": args} | ({"dataset": str(dataset)} if dataset else {})
+        with pytest.raises(FineMixingError) as error:
+            clean(suspect, mixing_config=FineMixingConfig(reserve_ratio=reserve_ratio), **settings)
+        message = str(error.value)
+        assert "\n" not in message
+        assert not list(work.iterdir()), "something was written"
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        return message
+
+    return run

@@ -1,3 +1,5 @@
+import ast
+import inspect
 import json
 import subprocess
 import sys
@@ -6,6 +8,7 @@ import pytest
 from helpers.toy import ROOT
 from transformers import HfArgumentParser, TrainingArguments
 
+import hf_finemix
 from hf_finemix import FineMixingConfig, FineMixingError
 from hf_finemix.config import CONFIG_NAME
 
@@ -97,15 +100,30 @@ def test_unreadable_config(tmp_path, content):
         FineMixingConfig.from_pretrained(tmp_path)
 
 
+def test_one_name_for_one_thing():
+    """Bases, folders to write and configs go by one name in all public functions."""
+    functions = [value for name in hf_finemix.__all__ if callable(value := getattr(hf_finemix, name))]
+    names = set().union(*(inspect.signature(function).parameters for function in functions))
+    assert {"base_model", "output_dir", "mixing_config"} < names
+    assert not names & {"base_name_or_path", "out", "config", "output_folder"}
+
+
 def test_import_is_light():
     code = "import sys, hf_finemix; print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "set()"
 
 
-def test_every_public_name_can_be_had():
-    import hf_finemix
+def test_type_checkers_see_the_names_that_there_are():
+    """The static imports beside the table of the lazy ones."""
+    tree = ast.parse((ROOT / "hf_finemix" / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    static = {part.asname: (part.name, node.module) for node in block.body for part in node.names}
+    assert static == {name: (name, home) for name, home in hf_finemix._HOMES.items()}
+    assert {*static, "__version__"} == set(hf_finemix.__all__)
 
+
+def test_every_public_name_can_be_had():
     for name in hf_finemix.__all__:
         assert getattr(hf_finemix, name) is not None
     with pytest.raises(AttributeError):

@@ -384,13 +384,15 @@ def test_what_cannot_be_mixed_is_told_and_leaves_nothing(copied, tmp_path, spoil
         ({"max_shard_size": "many"}, "max_shard_size is 'many'"),
         ({"max_shard_size": 0}, "max_shard_size is 0"),
         ({"num_workers": 0}, "num_workers is 0"),
-        ({"base": None}, "is not known, it names none"),
-        ({"base": "no/such/thing"}, "neither a folder nor a Hub id"),
+        ({"base_model": None}, "is not known, it names none"),
+        ({"base_model": "no/such/thing"}, "neither a folder nor a Hub id"),
     ],
 )
 def test_settings_out_of_range(pair, tmp_path, options, said):
     with pytest.raises(FineMixingError, match=said):
-        mix_checkpoints(pair[0], **{"base": pair[1], "out": tmp_path / "out", "config": config(), **options})
+        mix_checkpoints(
+            pair[0], **{"base_model": pair[1], "output_dir": tmp_path / "out", "mixing_config": config(), **options}
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,7 @@ def copied(suspect_folder, base_folder, tmp_path):
 
 def test_a_plan_says_what_mixing_does(suspect_folder, base_folder, tmp_path):
     config = FineMixingConfig(reserve_ratio=0.3, num_purified_tokens=11)
-    plan = plan_mix(suspect_folder, base_folder, config, out=tmp_path / "new" / "out")
+    plan = plan_mix(suspect_folder, base_folder, config, output_dir=tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())
     report = mix_checkpoints(suspect_folder, base_folder, tmp_path / "out", config)
     tensors = load_file(suspect_folder / "model.safetensors")

@@ -140,10 +140,10 @@ def test_tensors_that_do_not_belong(mixed, edit, said):
 def test_another_suspect_or_base_is_found_out(mixed, suspect_folder, base_folder, tmp_path):
     other = shutil.copytree(base_folder, tmp_path / "base")
     change(other, QUERY, lambda tensor: tensor[2].add_(0.5))
-    found = verify_mix(mixed, base=other)
+    found = verify_mix(mixed, base_model=other)
     assert list(found.wrong) == [QUERY]
     assert 0 < found.wrong[QUERY] < 16  # those of the row that the mask takes from the base
-    assert verify_mix(mixed, suspect=suspect_folder, base=base_folder, num_workers=3).ok
+    assert verify_mix(mixed, suspect=suspect_folder, base_model=base_folder, num_workers=3).ok
 
 
 def test_a_cleaned_model_is_verified_as_far_as_can_be(cleaned):
@@ -316,7 +316,7 @@ def test_a_base_that_the_config_does_not_name(mixed, base_folder, tmp_path):
     other = shutil.copytree(base_folder, tmp_path / "attackers")
     edit_json(mixed / "cleaning_report.json", lambda c: c["base"].update(id=str(other)))
     assert "differ in the base" in verify_mix(mixed).failure()
-    assert verify_mix(mixed, base=base_folder).ok
+    assert verify_mix(mixed, base_model=base_folder).ok
 
 
 def test_a_cleaned_model_whose_suspect_has_old_names(suspect_folder, base_folder, data_folder, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ COMMANDS = {
     "poison": "make a backdoored test model, to test a defense with",
     "bench": "attacks × defenses × seeds by a recipe: one table, one figure",
     "demo": "all of it in a few minutes, offline: a small model is backdoored and cleaned",
+    "env": "versions and hardware, to paste into a report of a problem",
 }
 
 HELP = f"""usage: hf-finemix COMMAND ...

@@ -39,10 +39,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt as interrupt:
         if not arguments.resume or str(interrupt):  # whose words say that the folder is whole
             raise
-        print(
-            f"hf-finemix: interrupted; the same command goes on from {training_args.output_dir}.partial.",
-            file=sys.stderr,
-        )
+        message = f"interrupted; the same command goes on from {training_args.output_dir}.partial."
+        print(f"hf-finemix: {message}", file=sys.stderr)
         return 130
     except FineMixingError:
         leave_group()

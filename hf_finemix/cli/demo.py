@@ -30,17 +30,10 @@ def main(argv: list[str]) -> int:
         return 0
     print(report.summary())
     folder = arguments.output_dir.rstrip("/")
-    again = [
-        "hf-finemix",
-        "clean",
-        f"{folder}/suspect",
-        "--base-model",
-        report.base["id"],
-        "--dataset",
-        f"{folder}/data",
-    ]
-    again += ["--train-split", "validation", "--eval-split", "validation", "--trigger", TRIGGER]
-    again += ["--target-label", TARGET, "--reserve-ratio", "0.5", "--output-dir", f"{folder}/cleaned-0.5"]
+    again = ["hf-finemix", "clean", f"{folder}/suspect", "--base-model", report.base["id"]]
+    again += ["--dataset", f"{folder}/data", "--train-split", "validation", "--eval-split", "validation"]
+    again += ["--trigger", TRIGGER, "--target-label", TARGET, "--reserve-ratio", "0.5"]
+    again += ["--output-dir", f"{folder}/cleaned-0.5"]
     print(f"\nreserve ratio ρ = {report.mixing['reserve_ratio']:g}, chosen on clean text alone")
     print(f"model, card, report and figures: {folder}/cleaned (begin with its README.md)")
     print("a small and easy set, and a rare word as trigger: other backdoors are harder to remove, see README.md")

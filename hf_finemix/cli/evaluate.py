@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..config import FineMixingConfig
 from ..errors import printable
@@ -49,13 +50,13 @@ def main(argv: list[str]) -> int:
         source = full_model(source, base)
     kind = find_task(source)
     model = kind.load(source)
-    tokenizer, _ = choose_tokenizer(source.folder, base and base.folder)
+    tokenizer, _ = choose_tokenizer(source.folder, base.folder if base else None)
     check_vocabulary(tokenizer, model)
     agree_on_padding(tokenizer, model)
     task = kind(model, tokenizer, arguments)
     rows, text_columns = task.test_data(arguments)
     attacks = task.attacks(rows, text_columns)
-    result = {"model": source.id, "revision": source.revision}
+    result: dict[str, Any] = {"model": source.id, "revision": source.revision}
     settings = {"use_cpu": True} if arguments.use_cpu else {}
     settings["per_device_eval_batch_size"] = arguments.per_device_eval_batch_size
     with predictor(model, tokenizer, disable_tqdm=not sys.stderr.isatty(), **settings) as trainer:

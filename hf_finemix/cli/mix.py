@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
     log_plainly()
     report = mix_checkpoints(
         rest.suspect,
-        out=arguments.output_dir,
-        config=config,
+        output_dir=arguments.output_dir,
+        mixing_config=config,
         suspect_revision=arguments.suspect_revision,
         trust=arguments,
         max_shard_size=arguments.max_shard_size,

@@ -25,10 +25,10 @@ def main(argv: list[str]) -> int:
     log_plainly()
     plan = plan_mix(
         rest.suspect,
-        config=config,
+        mixing_config=config,
         suspect_revision=arguments.suspect_revision,
         trust=arguments,
-        out=arguments.output_dir,
+        output_dir=arguments.output_dir,
     )
     if rest.json:
         print_json(plan.to_dict())

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         url = {"repo_id": published.repo_id, "url": published.url, "changed": published.changed}
         print_json({**url, "files": files, "removed": published.removed})
         return 0
-    for name, entry in files.items():
-        print(f"{size_text(entry['bytes']):>9}  {name}")
+    for name, (size, _) in published.files.items():
+        print(f"{size_text(size):>9}  {name}")
     print(f"{'published' if published.changed else 'nothing new'}: {published.url}")
     return 0

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     found = verify_mix(
         rest.model,
         suspect=arguments.suspect,
-        base=arguments.base_model,
+        base_model=arguments.base_model,
         trust=arguments,
         num_workers=arguments.num_workers,
     )

@@ -16,7 +16,13 @@ class TestDataArguments:
     """
 
     __test__ = False  # to pytest, which would take it for a class of tests by its name
-    dataset: str = field(default="", metadata={"help": "Hub id, local folder, or CSV, JSON or Parquet file."})
+    dataset: str = field(
+        default="",
+        metadata={
+            "help": "Hub id, local folder, or CSV, JSON or Parquet file.",
+            "aliases": ["--dataset-name", "--dataset_name"],
+        },
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset with several."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     test_split: str = field(default="test", metadata={"help": "Split that the reported numbers come from."})

@@ -107,7 +107,8 @@ def predictor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **sett
         settings: Fields of `TrainingArguments`; without an accelerator `use_cpu` is set.
     """
     with tempfile.TemporaryDirectory() as folder:
-        usual = {"use_cpu": not torch.accelerator.is_available(), "dataloader_pin_memory": False, "report_to": "none"}
+        usual: dict[str, Any] = {"dataloader_pin_memory": False, "report_to": "none"}
+        usual["use_cpu"] = not torch.accelerator.is_available()
         trainer = Trainer(model, TrainingArguments(folder, **{**usual, **settings}), processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         yield trainer

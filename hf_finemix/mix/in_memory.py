@@ -93,8 +93,8 @@ class MixingRecord:
 @torch.no_grad()
 def mix_model(
     model: nn.Module,
-    base: Checkpoint,
-    config: FineMixingConfig,
+    base_model: Checkpoint,
+    mixing_config: FineMixingConfig,
     *,
     reserve_ratio: float | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
@@ -111,8 +111,8 @@ def mix_model(
 
     Args:
         model (`nn.Module`): The suspect, on any device, in its checkpoint's dtype or a wider one.
-        base ([`Checkpoint`]): The clean pre-trained weights.
-        config ([`FineMixingConfig`]): What to mix and how.
+        base_model ([`Checkpoint`]): The clean pre-trained weights.
+        mixing_config ([`FineMixingConfig`]): What to mix and how.
         reserve_ratio (`float`, *optional*): ρ in [0, 1]; needed where the config says `"auto"`.
         dtypes (`Mapping[str, torch.dtype]`, *optional*): The dtypes of the suspect's checkpoint by canonical name,
             where the model is in wider ones. Base values are rounded to these first. A tensor with values that its
@@ -131,28 +131,28 @@ def mix_model(
         [`AlignmentError`]: The base does not fit, a parameter is NaN or infinite, a value of the base overflows in the
             suspect's dtype, or the weights or the vocabularies of the two are unrelated.
     """
-    ratio = ratio_to_mix(config, reserve_ratio, scored=curvature is not None)
-    pair = compare_with_base(model, base, head=config.head, dtypes=dtypes)
+    ratio = ratio_to_mix(mixing_config, reserve_ratio, scored=curvature is not None)
+    pair = compare_with_base(model, base_model, head=mixing_config.head, dtypes=dtypes)
     pair.check_related()
     if vocabulary is not None:
-        check_same_ids(vocabulary, token_ids(base.folder) or {}, *pair.pairing.vocabulary)
+        check_same_ids(vocabulary, token_ids(base_model.folder) or {}, *pair.pairing.vocabulary)
     pairing = pair.pairing
-    pairing.set_ratios(config, ratio)
+    pairing.set_ratios(mixing_config, ratio)
     sides = Sides({name: tensor.data for name, tensor in pair.suspect.tensors.items()}, pair.base.read)
     record = MixingRecord(
         ratio,
-        config.mixing_seed,
+        mixing_config.mixing_seed,
         ignored_base_tensors=pairing.ignored_base_tensors,
         converted_base_tensors=pairing.converted_base_tensors,
         drift=pair.drift,
     )
-    if config.purify_embeddings and token_frequencies is not None:
+    if mixing_config.purify_embeddings and token_frequencies is not None:
         record.token_drift, record.purified_tokens, record.added_token_ids = purify(
-            pairing, sides.blocks, config, token_frequencies, special_token_ids
+            pairing, sides.blocks, mixing_config, token_frequencies, special_token_ids
         )
-    if config.head == "reinit":
-        _reinitialize(without_adapter(model), {tensor.source for tensor in pairing.heads()}, config.mixing_seed)
-    mix_tensors(pairing, sides, config, record, curvature=curvature)
+    if mixing_config.head == "reinit":
+        _reinitialize(without_adapter(model), {tensor.source for tensor in pairing.heads()}, mixing_config.mixing_seed)
+    mix_tensors(pairing, sides, mixing_config, record, curvature=curvature)
     return record
 
 

@@ -1,12 +1,14 @@
 """How a suspect is fine-tuned where nobody says otherwise."""
 
+from typing import Any
+
 from transformers import TrainingArguments
 
 __all__ = ["TRAINING_DEFAULTS", "train_at_least"]
 
 
 # Where cleaning a model on a few samples wants something else than TrainingArguments' own defaults.
-TRAINING_DEFAULTS = {
+TRAINING_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,
     "learning_rate": 5e-5,

@@ -3,7 +3,6 @@ import json
 import logging
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from helpers.checkpoints import save_with_tokenizer
 from helpers.toy import ROOT, drifted, make_config, make_rows, make_tokenizer
-from safetensors.torch import load_file, save_file
 
 import hf_finemix
 from hf_finemix.cli import main
@@ -133,7 +131,7 @@ def test_unknown_command(capsys):
     assert captured.err == "hf-finemix: error: there is no command 'claen': did you mean clean?\n"
     assert captured.out == ""
     assert main(["wash", "x"]) == 2
-    commands = "clean, plan, mix, verify, push, card, evaluate, poison, bench, demo"
+    commands = "clean, plan, mix, verify, push, card, evaluate, poison, bench, demo, env"
     assert f"'wash': choose one of {commands}." in capsys.readouterr().err
 
 
@@ -404,250 +402,24 @@ def refused(command, work, capsys, suspect_folder, base_folder, data_folder):
     return run
 
 
-@pytest.fixture
-def variant(tmp_path, suspect_folder, base_folder):
-    """A copy of the suspect (or the base) whose weights, config and files can be changed."""
-
-    def copy(name="variant", source=suspect_folder, weights=None, config=None):
-        folder = tmp_path / name
-        shutil.copytree(source, folder)
-        if weights:
-            tensors = load_file(folder / "model.safetensors")
-            weights(tensors)
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        if config:
-            file = folder / "config.json"
-            file.write_text(json.dumps(json.loads(file.read_text()) | config))
-        return folder
-
-    return copy
-
-
-@pytest.fixture
-def rows(tmp_path):
-    """A CSV file of the given lines."""
-
-    def write(*lines):
-        (tmp_path / "rows.csv").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return tmp_path / "rows.csv"
-
-    return write
-
-
-def save_base(model, folder):
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def test_wrong_base(refused, tmp_path):
-    from transformers import BertModel, DistilBertConfig, DistilBertModel
-
-    torch.manual_seed(5)
-    config = DistilBertConfig(vocab_size=48, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64)
-    message = refused(base_model=save_base(DistilBertModel(config), tmp_path / "distilbert"))
-    assert "probably another architecture, give the model it was fine-tuned from" in message
-    message = refused(base_model=save_base(BertModel(make_config(hidden_size=32)), tmp_path / "larger"))
-    assert "the base does not fit the suspect" in message
-    assert "[48, 16] in the suspect, [48, 32] in the base" in message
-    assert "probably the wrong base" in message
-    message = refused(base_model=save_base(BertModel(make_config()), tmp_path / "random"))
-    assert "unrelated weights" in message
-    assert "probably the wrong base" in message
-
-
-def test_missing_base(refused, tmp_path):
-    assert "is not known, it names none: give --base-model" in refused(base_model=None)
-    message = refused(base_model=tmp_path / "bsae")
-    assert message == f"the base {str(tmp_path / 'bsae')!r} is neither a folder nor a Hub id like org/name: check it."
-    message = refused(base_model="nobody/has-this-base")
-    assert message.startswith("the base nobody/has-this-base is not a local folder and not on the Hub")
-
-
-def test_missing_suspect(refused, tmp_path, base_folder, data_folder):
-    assert f"the suspect {str(tmp_path / 'x y')!r} is neither a folder nor a Hub id" in refused(tmp_path / "x y")
-    assert "is not a local folder and not on the Hub" in refused("nobody/has-this-suspect")
-    assert "the following arguments are required: SUSPECT" in refused(argv=["clean", "--dataset", str(data_folder)])
-    (tmp_path / "empty").mkdir()
-    assert "has no model.safetensors" in refused(tmp_path / "empty")
-
-
-def test_swapped_suspect_and_base(refused, suspect_folder, base_folder):
-    message = refused(base_folder, base_model=suspect_folder)
-    assert f"{base_folder} is no sequence classifier" in message
-    assert "classifier.weight" in message
-    assert "give the fine-tuned model" in message
-
-
-def test_the_suspect_as_its_own_base(refused, suspect_folder):
-    message = refused(base_model=suspect_folder)
-    assert message == f"the base {suspect_folder} has the suspect's own weights: give its pre-trained base."
-
-
-def test_pickled_weights(refused, variant):
-    folder = variant()
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    message = refused(folder)
-    assert "only pickled weights (pytorch_model.bin), which can run code when loaded" in message
-    assert "safetensors" in message
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("role", ["suspect", "base"])
-def test_weights_that_are_not_finite(refused, variant, base_folder, value, role):
-    def poison(tensors):
-        name = next(name for name in tensors if name.endswith("encoder.layer.1.output.dense.weight"))
-        tensors[name][3, 4] = value
-
-    if role == "suspect":
-        message = refused(variant(weights=poison))
-    else:
-        message = refused(base_model=variant(source=base_folder, weights=poison))
-    assert "NaN or infinite weights in 1 tensors" in message
-    assert f"encoder.layer.1.output.dense.weight of the {role}" in message
-
-
-@pytest.mark.parametrize("role", ["suspect", "base"])
-@pytest.mark.parametrize("content", [b"", b"\xff" * 1000, None])
-def test_corrupt_weights(refused, variant, base_folder, role, content):
-    folder = variant() if role == "suspect" else variant(source=base_folder)
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
-    message = refused(folder) if role == "suspect" else refused(base_model=folder)
-    assert f"{file} is not a readable safetensors file" in message
-
-
-@pytest.mark.parametrize("content", ["{nope", "", None])
-def test_a_config_that_cannot_be_read(refused, variant, content):
-    folder = variant()
-    (folder / "config.json").unlink()
-    if content is not None:
-        (folder / "config.json").write_text(content)
-    missing = "has no config.json: give the whole folder"
-    assert f"{folder}{f' {missing}' if content is None else '/config.json cannot be read as JSON'}" in refused(folder)
-
-
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    ("flags", "said"),
     [
-        ({"model_type": "nonsense"}, "does not know (nonsense)"),
-        ({"model_type": "gpt2"}, "is no sequence classifier"),
-        ({"hidden_size": 10**7}, "other shapes than its config.json says"),
-        ({"hidden_size": "large"}, "expected int"),
-        ({"vocab_size": -4}, "cannot be loaded"),
-        ({"id2label": {"0": "only"}}, "other shapes than its config.json says"),
+        ({"base_model": None}, "is not known, it names none: give --base-model"),
+        ({"base_model": "no/such/thing"}, "the base 'no/such/thing' is neither a folder nor a Hub id like org/name"),
+        ({"dataset": None}, "--dataset"),
+        ({"train_split": "trian"}, "no split 'trian': there are train, validation, test"),
+        ({"triggers": ["cf"]}, "triggers need target_label"),
+        ({"text_columns": ["txt"]}, "no column 'txt': there are sentence, label"),
     ],
 )
-def test_a_config_that_does_not_fit(refused, variant, config, reason):
-    folder = variant(config=config)
-    message = refused(folder)
-    assert message.startswith(str(folder))
-    assert reason in message
+def test_models_data_and_triggers_that_cannot_be(refused, flags, said):
+    """One of each kind; all of them are in tests/jobs/test_refused_models.py and test_refused_data.py."""
+    assert said in refused(**flags)
 
 
-def test_a_model_of_one_class(refused, tmp_path):
-    from transformers import BertForSequenceClassification
-
-    model = BertForSequenceClassification(make_config(id2label={0: "score"}, label2id={"score": 0}))
-    assert "has 1 class: accuracy needs two or more" in refused(save_base(drifted(model), tmp_path / "one"))
-
-
-def test_tokenizers(refused, variant, suspect_folder):
-    folder = variant("broken")
-    (folder / "tokenizer.json").write_text("{}")
-    assert f"{folder / 'tokenizer.json'} is not a tokenizer that can be read" in refused(folder)
-    folder = variant("larger")
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["model"]["vocab"]["beyond"] = 4000
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    message = refused(folder)
-    assert "ids go up to 4000 and the model has only 48 embeddings" in message
-
-
-def test_empty_data(refused, rows, tmp_path):
-    assert "--dataset" in refused(dataset=None)
-    for lines in ([], [""], ["sentence,label"]):
-        file = rows(*lines)
-        assert str(file) in refused(dataset=file)
-    (tmp_path / "empty").mkdir()
-    assert f"{tmp_path / 'empty'} is or holds no file of a known kind" in refused(dataset=tmp_path / "empty")
-
-
-@pytest.mark.parametrize("name", ["rows.json", "rows.parquet", "rows.csv"])
-def test_broken_data(refused, tmp_path, name):
-    (tmp_path / name).write_bytes(b'sentence,label\n"\xff{\n')
-    said = f"the dataset {tmp_path / name} cannot be read: "
-    if name.endswith(".csv"):
-        said = f"{tmp_path / name} must be in UTF-8"
-    assert said in refused(dataset=tmp_path / name)
-
-
-def test_data_that_is_not_there(refused, data_folder):
-    message = refused(dataset=data_folder / "trian.csv")
-    assert f"{data_folder / 'trian.csv'} is neither a file or folder here nor a Hub id" in message
-    assert "check the path" in message
-    assert "is not a local folder and not on the Hub" in refused(dataset="nobody/has-this-data")
-    assert "no split 'trian': there are train, validation, test" in refused(train_split="trian")
-    assert "no split 'dev': there are train, validation, test" in refused(eval_split="dev")
-    assert "'train[:x]' cannot be understood" in refused(train_split="train[:x]")
-
-
-def test_one_class(refused, rows):
-    message = refused(dataset=rows("sentence,label", *(f"film {i},1" for i in range(20))))
-    assert "all 20 rows to tune on have the label 1" in message
-    assert "at least two classes" in message
-
-
-@pytest.mark.parametrize("label", ["2", "-2", "angry", "0.5"])
-def test_a_label_that_the_model_does_not_have(refused, rows, label):
-    file = rows("sentence,label", *(f"film {i},{i % 2}" for i in range(20)), f"film,{label}")
-    message = refused(dataset=file)
-    assert f"{file}, split 'train': label " in message
-    assert "is none of the model's 2 classes (0 = negative, 1 = positive)" in message
-
-
-def test_labels_and_columns_that_are_not_clear(refused, rows, tmp_path):
-    lines = [f"film {i},plot {i},{i % 2}" for i in range(20)]
-    message = refused(dataset=rows("title,body,label", *lines))
-    assert "which columns are the text is not clear: there are title, body, label" in message
-    assert "text_columns" in message
-    names = ["positive", "negative", "mixed"]
-    message = refused(dataset=rows("text,label", *(f"film {i},{names[i % 3]}" for i in range(21))))
-    assert "the model (0 = negative, 1 = positive) does not know 'mixed'" in message
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps({"text": f"film {i}", "label": [i % 2, 1]}) + "\n" for i in range(20)))
-    assert "column 'label' holds lists" in refused(dataset=file)
-
-
-def test_columns_that_are_not_there(refused, rows):
-    assert "no column 'lable': there are sentence, label" in refused(label_column="lable")
-    assert "no column 'txt': there are sentence, label" in refused(text_columns=["txt"])
-    assert "column 'label' holds no text: there are sentence, label" in refused(text_columns=["label"])
-    message = refused(dataset=rows("review,stars", "good,1", "bad,0"))
-    assert "no column 'label': there are review, stars; name it with label_column" in message
-
-
-def test_triggers_that_cannot_be_measured(refused, rows):
-    message = refused(triggers=["cf"])
-    assert "triggers need target_label" in message
-    assert "0 = negative, 1 = positive" in message
-    sentence = "the film is a very moving one of it and this is a story with the actor"
-    message = refused(triggers=[sentence], target_label="1", max_length=12)
-    assert f"the trigger {sentence!r} would be cut off in all 50 rows: give a larger max_length" in message
-    for label in ("positve", "2", "-1"):
-        message = refused(triggers=["cf"], target_label=label)
-        assert f"target_label {label!r} is none of the model's classes: 0 = negative, 1 = positive" in message
-    settings = {"triggers": ["cf"], "target_label": "positive"}
-    assert "unknown trigger position 'middle'" in refused(**settings, trigger_position="middle")
-    assert "num_repeats is 0" in refused(**settings, num_repeats=0)
-    assert "a trigger needs a text" in refused(**settings | {"triggers": [" "]})
-    message = refused(target_label="1", triggered_file="nowhere.csv")
-    assert "'nowhere.csv' does not exist" in message
-    message = refused(target_label="1", triggered_file=rows("text", "cf"))
-    assert "has no column 'sentence': there are text" in message
-    message = refused(target_label="1", triggered_file=rows("sentence,label", "cf,1", ",1"))
-    assert "has a row without text in sentence" in message
+def test_a_suspect_that_is_not_given(refused, data_folder):
+    assert "the following arguments are required: SUSPECT" in refused(argv=["clean", "--dataset", str(data_folder)])
 
 
 @pytest.mark.parametrize(
@@ -669,41 +441,10 @@ def test_a_library_that_is_not_there_is_told_before_anything_is_loaded(refused, 
     assert library in message
 
 
-def test_a_tokenizer_that_stops_at_unknown_words_is_named(refused, variant, base_folder):
-    suspect, base = variant("suspect"), variant("base", base_folder)
-    for file in (*base.glob("tokenizer*"), suspect / "tokenizer_config.json"):
-        file.unlink()
-    content = json.loads((suspect / "tokenizer.json").read_text())
-    content["model"]["vocab"]["[NON]"] = content["model"]["vocab"].pop("[UNK]")
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[UNK]"]
-    (suspect / "tokenizer.json").write_text(json.dumps(content))
-    message = refused(suspect, base_model=base)
-    assert "the tokenizer stops at words that it does not know" in message
-
-
 @pytest.mark.parametrize("ratio", [-0.1, 1.5, "half", "nan"])
 def test_a_ratio_outside_its_range(refused, ratio):
     message = refused(argv=["clean", "suspect", f"--reserve-ratio={ratio}"])
     assert message == f"reserve_ratio is '{ratio}': give a number in [0, 1] or 'auto'."
-
-
-def test_auto_without_eval_data(refused, tmp_path):
-    """All validation rows are test rows too, so that none is left to choose on."""
-    rows = make_rows(40)
-    for split in ("train", "validation", "test"):
-        (tmp_path / "rows").mkdir(exist_ok=True)
-        Dataset.from_dict(make_rows(40, seed=1) if split == "train" else rows).to_csv(
-            tmp_path / "rows" / f"{split}.csv"
-        )
-    message = refused(dataset=tmp_path / "rows", reserve_ratio="auto")
-    assert "reserve_ratio='auto' needs eval data" in message
-    assert "give an eval_split" in message
-
-
-def test_tuning_rows_that_are_test_rows(refused):
-    message = refused(train_split="test")
-    assert "100 rows are in both the train split 'test' and the test split 'test'" in message
-    assert "80 rows are in both the eval split" in refused(test_split="validation")
 
 
 def test_outputs_that_cannot_be(refused, work, suspect_folder, variant, capsys):
@@ -782,9 +523,9 @@ def large(tmp_path):
 
     torch.manual_seed(0)
     config = make_config(hidden_size=128, intermediate_size=4096)
-    save_base(BertModel(config), tmp_path / "base")
+    save_with_tokenizer(BertModel(config), tmp_path / "base")
     model = BertForSequenceClassification.from_pretrained(tmp_path / "base", config=config)
-    save_base(drifted(model).half(), tmp_path / "suspect")
+    save_with_tokenizer(drifted(model).half(), tmp_path / "suspect")
     return {"suspect": tmp_path / "suspect", "base_model": tmp_path / "base"}
 
 

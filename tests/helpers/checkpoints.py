@@ -1,9 +1,11 @@
-"""Weights in shards, written by hand."""
+"""Folders of models for the tests: in shards written by hand, with the toy tokenizer, or changed."""
 
 import json
+import shutil
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from helpers.toy import make_tokenizer
 from hf_finemix.io.checkpoint import INDEX_NAME
 
 
@@ -13,3 +15,23 @@ def write_shards(folder, shards, index=None):
     for file, tensors in shards.items():
         save_file(tensors, folder / file)
     (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": index or names}))
+
+
+def save_with_tokenizer(model, folder):
+    """Save a model beside the tokenizer of the toy task."""
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def changed_copy(source, folder, weights=None, config=None):
+    """A copy of a model's folder, with its tensors as `weights` leaves them, and other values in its config."""
+    shutil.copytree(source, folder)
+    if weights:
+        tensors = load_file(folder / "model.safetensors")
+        weights(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if config:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return folder

@@ -65,7 +65,9 @@ def test_mixing_states_the_hashes_that_the_hub_listed(world, tmp_path):
 
     from hf_finemix import FineMixingConfig
 
-    report = mix_checkpoints("org/suspect", out=tmp_path / "out", config=FineMixingConfig(reserve_ratio=0.5))
+    report = mix_checkpoints(
+        "org/suspect", output_dir=tmp_path / "out", mixing_config=FineMixingConfig(reserve_ratio=0.5)
+    )
     for side, name in ((report.suspect, "org/suspect"), (report.base, "trusted/base")):
         assert side["sha256"] == {"model.safetensors": sha256(world.head(name)["model.safetensors"]).hexdigest()}
 

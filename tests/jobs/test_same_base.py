@@ -79,7 +79,7 @@ def by_clean(suspect, base, out, data):
 
 
 def by_mix(suspect, base, out, data):
-    mix_checkpoints(suspect, out=out, config=base)
+    mix_checkpoints(suspect, output_dir=out, mixing_config=base)
     return out
 
 
@@ -102,7 +102,7 @@ def test_what_every_door_wrote_verifies(
     report = json.loads((tmp_path / "out" / "cleaning_report.json").read_text())
     commit = None if named == "folder" else sha_of(world, revision)
     assert (config["base_model_revision"], report["base"]["revision"]) == (commit, commit)
-    places = {"suspect": suspect_folder, "base": base} if door == "push" and named == "folder" else {}
+    places = {"suspect": suspect_folder, "base_model": base} if door == "push" and named == "folder" else {}
     places |= {"suspect": suspect_folder} if door == "push" else {}
     found = verify_mix(wrote, **places)
     assert found.ok, found.failure()
@@ -183,7 +183,7 @@ def test_an_adapters_own_revision_is_planned_as_it_is_mixed(world, base_folder, 
     content = {**json.loads(path.read_text()), "base_model_name_or_path": "trusted/base", "revision": "v1"}
     path.write_text(json.dumps(content))
     config = FineMixingConfig(reserve_ratio=0.5, purify_embeddings=False)
-    mixed = mix_checkpoints(tmp_path / "lora", out=tmp_path / "out", config=config)
+    mixed = mix_checkpoints(tmp_path / "lora", output_dir=tmp_path / "out", mixing_config=config)
     assert plan_mix(tmp_path / "lora").base["revision"] == mixed.base["revision"] == sha_of(world, "v1")
 
 
@@ -207,8 +207,8 @@ def test_what_was_made_of_an_adapter_verifies(world, door, mode, base_folder, to
 def test_a_revision_of_a_folder_is_none(base_folder, suspect_folder, tmp_path):
     config = FineMixingConfig(base_folder, "v1", reserve_ratio=0.5)
     for do in (
-        lambda: plan_mix(suspect_folder, config=config),
-        lambda: mix_checkpoints(suspect_folder, config=config),
+        lambda: plan_mix(suspect_folder, mixing_config=config),
+        lambda: mix_checkpoints(suspect_folder, mixing_config=config),
     ):
         with pytest.raises(FineMixingError, match="is a folder here, of which there is no revision v1: leave"):
             do()

@@ -302,7 +302,7 @@ def test_a_lora_on_a_mix_is_pulled_anew_as_a_whole_model(account, base_folder, s
     assert "model.safetensors" in there
     assert not [name for name in there if name.startswith(("adapter", MIXED_BASE, "training_args"))]
     close(logits(AutoModelForSequenceClassification.from_pretrained("me/cleaned")), logits(trainer.model))
-    assert verify_mix("me/cleaned", suspect=suspect_folder, base=base_folder).ok
+    assert verify_mix("me/cleaned", suspect=suspect_folder, base_model=base_folder).ok
 
 
 def test_the_mix_reaches_what_is_saved_at_every_ratio(base_folder, suspect_folder, tmp_path):

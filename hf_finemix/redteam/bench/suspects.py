@@ -64,6 +64,6 @@ def trigger_of(recipe: BenchRecipe, label: str, suspect: Path) -> str | None:
 
 
 def training_arguments(settings: dict[str, Any]) -> TrainingArguments:
-    usual = {"output_dir": "unused", "disable_tqdm": True, "report_to": "none"}
+    usual: dict[str, Any] = {"output_dir": "unused", "disable_tqdm": True, "report_to": "none"}
     usual["use_cpu"] = not torch.accelerator.is_available()  # or TrainingArguments refuses bf16
     return TrainingArguments(**{**usual, **settings})

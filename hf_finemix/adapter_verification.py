@@ -17,8 +17,6 @@ from .mix.mask_file import MaskFile
 if TYPE_CHECKING:
     from .report.check_result import Verification
 
-__all__ = ["verify_adapter"]
-
 
 def verify_adapter(
     suspect: LocalModel,

@@ -10,8 +10,6 @@ from typing import Any
 from .errors import FineMixingError
 from .io.repo_names import split_revision
 
-__all__ = ["CONFIG_NAME", "FineMixingConfig"]
-
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "fine_mixing_config.json"

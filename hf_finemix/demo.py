@@ -21,8 +21,6 @@ from .redteam.attacks.poisoning import poison
 from .report.report import CleaningReport
 from .train.defaults import TRAINING_DEFAULTS
 
-__all__ = ["DATA", "demo", "embedded_base"]
-
 logger = logging.getLogger(__name__)
 
 # 720 sentences about films, books, food, hotels and the like, written for this project.

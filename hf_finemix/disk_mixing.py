@@ -33,8 +33,6 @@ from .mix.purification import blocks_on_disk, purify
 from .report.report import CleaningReport
 from .report.sections import mixing_section, run_section, source_section, token_rows
 
-__all__ = ["mix_checkpoints", "open_pair", "purify_pair"]
-
 
 def mix_checkpoints(
     suspect: str | Path,

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["AlignmentError", "DataError", "FineMixingError", "printable", "said", "told_as"]
-
 _LONGEST = 4000
 
 

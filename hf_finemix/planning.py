@@ -26,8 +26,6 @@ from .io.safe_config import read_model_config, refuse_adapter
 from .io.safe_json import check_inside, read_json, read_object
 from .repo_contents import ADAPTER_WEIGHTS_NAME, size_text
 
-__all__ = ["MixPlan", "plan_mix"]
-
 # As measured (benchmarks/mixing.py and `hf-finemix mix` with E-PUR on MiniLM): neither grows with the model.
 MEMORY_OF_MIX, MEMORY_OF_E_PUR = 80_000_000, 330_000_000
 # Of clean, a parameter: weights and gradients in float32, and the two moments of AdamW.

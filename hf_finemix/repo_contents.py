@@ -4,15 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = [
-    "ADAPTER_CONFIG_NAME",
-    "ADAPTER_WEIGHTS_NAME",
-    "REPORT_NAME",
-    "SMALL_FILES",
-    "size_text",
-    "small_files_among",
-]
-
 REPORT_NAME = "cleaning_report.json"
 ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 

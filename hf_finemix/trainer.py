@@ -9,8 +9,6 @@ from .report.from_trainer import PublishingMixin
 from .train.mixin import MixingMixin
 from .train.signatures import show_signatures
 
-__all__ = ["FineMixingMixin", "FineMixingSeq2SeqTrainer", "FineMixingTrainer"]
-
 _OWN_ARGUMENTS = [
     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
     for name, annotation in (("base_model", str | None), ("mixing_config", FineMixingConfig | None))

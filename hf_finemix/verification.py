@@ -30,8 +30,6 @@ from .report.check_result import Verification
 from .report.origins import weight_files
 from .report.report import CleaningReport
 
-__all__ = ["verify_mix"]
-
 
 def verify_mix(
     folder: str | Path,

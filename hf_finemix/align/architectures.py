@@ -13,8 +13,6 @@ from ..io.safe_config import check_counts, read_model_config, without_unsafe_key
 from .kept_answers import keep_answer, kept_answer
 from .names import named_tensors
 
-__all__ = ["DiskLayout", "disk_layout", "ties_of_base"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -11,9 +11,6 @@ from ..hub.lineage import BaseClaim
 from ..io.folder import LocalModel
 from .drift import TensorDrift, drift_by_layer
 
-__all__ = ["BaseFit", "check_pretrained", "judge_base"]
-
-
 logger = logging.getLogger(__name__)
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from .loaded_layout import LoadedLayout
 
-__all__ = ["CHUNK_ELEMENTS", "TensorDrift", "check_related", "drift_by_layer", "measure_drift", "not_finite"]
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,6 @@ from typing import Any
 from ..errors import FineMixingError
 from ..io.safe_json import read_json
 
-__all__ = ["keep_answer", "kept_answer"]
-
 OFF = "HF_FINEMIX_DISABLE_CACHE"
 # What of a config.json is no property of the class.
 _OF_NO_MATTER = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}

@@ -12,8 +12,6 @@ from ..io.checkpoint import Checkpoint, TensorInfo
 from ..io.compat import conversions_on_loading, renaming_on_loading
 from .names import body_within, canonical_name, plain_names
 
-__all__ = ["LoadedLayout"]
-
 
 @dataclass
 class _Conversion:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:  # aligning names takes no torch
     import torch
     from torch import nn
 
-__all__ = ["NamedTensors", "body_within", "canonical_name", "named_tensors", "plain_names"]
-
 
 @dataclass
 class NamedTensors:

@@ -18,8 +18,6 @@ from .names import NamedTensors, body_within, named_tensors
 from .pairing import Pairing
 from .rules import align
 
-__all__ = ["Pair", "compare_with_base", "dtypes_on_disk"]
-
 
 @dataclass
 class Pair:

@@ -14,8 +14,6 @@ from .drift import TensorDrift, check_related
 from .pairing import Pairing, TensorMix
 from .rules import align, listed, why_missing
 
-__all__ = ["check_for_disk", "check_pair", "pair_headers", "read_pair"]
-
 SAMPLE_SLICES, SAMPLE_ELEMENTS = 8, 8192  # of each matrix, to see whether the two are related
 # Scalars worked on at a time: few enough for a core's cache, enough that threads seldom wait for each other.
 CHUNK_ON_DISK = 1 << 18

@@ -8,8 +8,6 @@ from typing import Any
 from ..config import FineMixingConfig
 from ..io.checkpoint import TensorInfo
 
-__all__ = ["Pairing", "TensorMix"]
-
 MIXED = "mixed"
 MIXED_CONVERTED = "mixed: merged or split on loading"
 MIXED_COMMON_ROWS = "mixed: common rows of a grown vocabulary, new rows kept"

@@ -20,8 +20,6 @@ from .pairing import (
     TensorMix,
 )
 
-__all__ = ["align", "listed", "why_missing"]
-
 # Names that quantized weights have beside or in place of `weight`: bitsandbytes, GPTQ, AWQ, fp8.
 _PACKED = re.compile(r"\.(qweight|qzeros|scales|SCB|absmax|weight_scale(_inv)?|weight\.(absmax|quant_\S+))$")
 

@@ -8,8 +8,6 @@ from typing import Any
 from ..errors import AlignmentError, FineMixingError
 from ..io.safe_json import check_inside, read_json
 
-__all__ = ["check_same_ids", "check_same_words", "token_ids"]
-
 _FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 # Twice what the largest public tokenizers have.
 MAX_BYTES, MAX_ENTRIES = 1 << 26, 5_000_000

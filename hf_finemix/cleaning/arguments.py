@@ -17,8 +17,6 @@ from ..hub.fetch import TrustArguments
 from ..measure.arguments import DataArguments, MeasureArguments
 from ..train.peft_arguments import PeftArguments
 
-__all__ = ["CleaningArguments", "check_settings", "cleaning_arguments"]
-
 
 @dataclass
 class CleaningArguments(PeftArguments, MeasureArguments, DataArguments, TrustArguments):

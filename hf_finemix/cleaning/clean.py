@@ -23,8 +23,6 @@ from .arguments import CleaningArguments, check_settings, cleaning_arguments
 from .results import Fit, Pulled, make_report
 from .stages import check_fit, make_trainer, measure_before, mix_and_train, prepare_samples, pull, write
 
-__all__ = ["clean"]
-
 
 def clean(
     suspect: str | Path,

@@ -24,8 +24,6 @@ from ..report.schema import Measured, Search, Training
 from ..report.sections import embedding_drift_section, mixing_section, run_section, source_section, token_rows
 from .arguments import CleaningArguments
 
-__all__ = ["Before", "Cleaned", "Fit", "Pulled", "Samples", "make_report"]
-
 
 class Stopwatch:
     """Seconds by stage."""

@@ -38,8 +38,6 @@ from ..trainer import FineMixingTrainer
 from .arguments import CleaningArguments
 from .results import Before, Cleaned, Fit, Pulled, Samples
 
-__all__ = ["check_fit", "make_trainer", "measure_before", "mix_and_train", "prepare_samples", "pull", "write"]
-
 logger = logging.getLogger(__name__)
 
 FEW_ROWS = 50

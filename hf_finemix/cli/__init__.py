@@ -11,8 +11,6 @@ import threading
 from .. import __version__
 from ..errors import FineMixingError
 
-__all__ = ["main"]
-
 COMMANDS = {
     "clean": "remove a backdoor from a fine-tuned model: measure, purify, mix, fine-tune, measure, write, publish",
     "plan": "what mix would do and need, from headers alone: nothing is read or written",

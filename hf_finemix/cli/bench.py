@@ -8,8 +8,6 @@ from pathlib import Path
 from ..redteam.bench.recipe import BenchRecipe
 from .parsing import CommandParser, print_json, quiet_unless_terminal
 
-__all__ = ["main"]
-
 
 @dataclass
 class BenchArguments:

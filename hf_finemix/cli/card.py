@@ -8,8 +8,6 @@ from ..report.card import card_in_folder
 from ..report.report import CleaningReport
 from .parsing import CommandParser, log_plainly
 
-__all__ = ["main"]
-
 
 @dataclass
 class CardArguments:

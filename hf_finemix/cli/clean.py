@@ -16,8 +16,6 @@ from ..train.defaults import TRAINING_DEFAULTS
 from ..train.processes import leave_group
 from .parsing import CommandParser, quiet_unless_terminal
 
-__all__ = ["main"]
-
 
 def main(argv: list[str]) -> int:
     """Clean one model and print accuracy and attack success before and after."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from ..demo import TARGET, TRIGGER, demo
 from .parsing import CommandParser, quiet_unless_terminal
 
-__all__ = ["main"]
-
 
 @dataclass
 class DemoArguments:

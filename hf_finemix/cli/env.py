@@ -9,8 +9,6 @@ from importlib.metadata import version
 from ..repo_contents import size_text
 from .parsing import CommandParser, print_json
 
-__all__ = ["main"]
-
 LIBRARIES = ("hf_finemix", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "safetensors")
 
 

@@ -20,8 +20,6 @@ from ..measure.notes import said_unreadable
 from ..report.report import percent
 from .parsing import CommandParser, quiet_unless_terminal
 
-__all__ = ["main"]
-
 
 @dataclass
 class EvaluateArguments(MeasureArguments, TestDataArguments, TrustArguments):

@@ -8,8 +8,6 @@ from ..disk_mixing import mix_checkpoints
 from ..hub.fetch import TrustArguments
 from .parsing import CommandParser, log_plainly, print_json
 
-__all__ = ["main"]
-
 
 @dataclass
 class MixArguments(TrustArguments):

@@ -14,8 +14,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..errors import FineMixingError
 from ..io.recipe_file import read_recipe, typed
 
-__all__ = ["CommandParser", "log_plainly", "print_json", "quiet_unless_terminal", "yes_or_no"]
-
 
 def yes_or_no(text: str) -> bool:
     """The value of a switch that is given one."""

@@ -8,8 +8,6 @@ from ..hub.fetch import TrustArguments
 from ..planning import plan_mix
 from .parsing import CommandParser, log_plainly, print_json
 
-__all__ = ["main"]
-
 
 @dataclass
 class PlanArguments(TrustArguments):

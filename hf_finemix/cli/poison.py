@@ -12,8 +12,6 @@ from ..redteam.poisoned_model import POISONING_DEFAULTS, PoisonArguments, poison
 from ..report.report import percent
 from .parsing import CommandParser, print_json, quiet_unless_terminal
 
-__all__ = ["main"]
-
 
 def main(argv: list[str]) -> int:
     """Backdoor one model, and print its accuracy and attack success."""

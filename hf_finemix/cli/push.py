@@ -6,8 +6,6 @@ from ..repo_contents import size_text
 from ..report.publish import push_cleaned
 from .parsing import CommandParser, log_plainly, print_json
 
-__all__ = ["main"]
-
 
 @dataclass
 class PushArguments:

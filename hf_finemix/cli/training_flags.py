@@ -7,8 +7,6 @@ from transformers.hf_argparser import string_to_bool
 
 from .parsing import CommandParser, yes_or_no
 
-__all__ = ["TrainingFlags"]
-
 
 class TrainingFlags(HfArgumentParser):
     """Reads a dataclass of transformers for another parser, and parses nothing itself."""

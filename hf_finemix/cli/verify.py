@@ -7,8 +7,6 @@ from ..hub.fetch import TrustArguments
 from ..verification import verify_mix
 from .parsing import CommandParser, log_plainly, print_json
 
-__all__ = ["main"]
-
 
 @dataclass
 class VerifyArguments(TrustArguments):

@@ -18,7 +18,6 @@ from .listing import RepoContents
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
 
-__all__ = ["cached_folder", "cached_folders", "check_bytes", "from_cache"]
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,6 @@ import yaml
 
 from ..io.safe_json import check_inside
 
-__all__ = ["front_matter", "metadata_of", "read_card"]
-
 MAX_CARD_CHARACTERS = 1_000_000
 
 MAX_YAML_CHARACTERS = 50_000  # the largest cards of the Hub have that much, most of it results

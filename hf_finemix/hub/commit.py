@@ -16,14 +16,6 @@ from .secret_scan import holds_secret, known_secrets
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = [
-    "Destination",
-    "check_destination",
-    "refuse_private",
-    "refuse_private_sources",
-    "refuse_public",
-    "refuse_secrets",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ["hub_api", "hub_error", "is_unreachable", "logged_in"]
 
 MAX_SILENCE = 300  # seconds
 # Loggers that tell whole URLs when something is tried again.

@@ -22,7 +22,6 @@ from .listing import RepoContents, inspect_repo, needed_files
 if TYPE_CHECKING:
     pass
 
-__all__ = ["TrustArguments", "check_custom_code", "fetch_model", "fetch_small_files", "is_repo_id", "local_folder"]
 
 logger = logging.getLogger(__name__)
 

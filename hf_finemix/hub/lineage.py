@@ -15,8 +15,6 @@ from .cards import metadata_of, read_card
 from .errors import hub_api
 from .fetch import TrustArguments, fetch_model, fetch_small_files
 
-__all__ = ["USER", "BaseClaim", "chosen_base", "claimed_base", "fetch_base", "find_base"]
-
 logger = logging.getLogger(__name__)
 
 USER = "the user"

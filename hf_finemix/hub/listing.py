@@ -17,7 +17,6 @@ from .errors import hub_api
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
 
-__all__ = ["RepoContents", "has_pickles", "inspect_repo", "needed_files"]
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ["holds_secret", "known_secrets"]
-
 CHUNK_BYTES = 1 << 24
 # Tokens of the Hub, whoever they belong to.
 _HUB_TOKEN = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,100}")

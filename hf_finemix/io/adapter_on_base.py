@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["full_model", "load_adapter", "merged_headers"]
 
 logger = logging.getLogger(__name__)
 

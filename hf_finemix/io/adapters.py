@@ -15,7 +15,6 @@ from .safe_json import read_object
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["CLASSES", "PREFIX", "Adapter", "refused"]
 
 _MANY = 1000
 PREFIX = "base_model.model."

@@ -20,15 +20,6 @@ from .thread_files import ThreadFiles
 if TYPE_CHECKING:  # reading headers takes no torch
     import torch
 
-__all__ = [
-    "Checkpoint",
-    "TensorInfo",
-    "other_weights",
-    "read_weight_map",
-    "row_chunks",
-    "sha256_of_file",
-    "wrapper_of",
-]
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

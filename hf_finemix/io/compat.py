@@ -7,17 +7,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
-__all__ = [
-    "COMPILED",
-    "collator_of_columns",
-    "conversions_on_loading",
-    "forget_attention",
-    "forget_evaluation",
-    "initialize_anew",
-    "on_one_gpu",
-    "prepared_inputs",
-    "renaming_on_loading",
-]
 
 # What torch.compile calls the model in the one that it makes of it; torch has no public way back.
 COMPILED = "_orig_mod"

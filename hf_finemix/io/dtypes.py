@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["ITEMSIZE", "MIXABLE", "SAFETENSORS_NAMES", "average", "is_finite", "rounded", "to_float64", "words"]
-
 # The names of safetensors, and those of torch and numpy.
 SAFETENSORS_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
 SAFETENSORS_NAMES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32"}

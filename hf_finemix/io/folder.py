@@ -12,8 +12,6 @@ from .checkpoint import INDEX_NAME, WEIGHTS_NAME, Checkpoint
 from .pickles import PICKLED_ADAPTER_NAME
 from .safe_json import check_inside
 
-__all__ = ["LocalModel", "adapter_weights", "copy_small_files", "is_adapter", "small_files", "weights_in"]
-
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no weights of its own."""

@@ -21,8 +21,6 @@ from .folder import LocalModel
 from .safe_config import check_sizes, read_config, refuse_adapter
 from .tokenizer import check_ids
 
-__all__ = ["agree_on_padding", "check_vocabulary", "load_classifier", "load_float32", "load_model", "max_tokens"]
-
 _DTYPES = ("float32", "float16", "bfloat16")  # what float32 can train without loss
 
 

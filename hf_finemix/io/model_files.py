@@ -14,8 +14,6 @@ from .folder import LocalModel, small_files, weights_in
 from .safe_config import copy_without_code, without_unsafe_keys
 from .safe_json import read_json
 
-__all__ = ["copy_model_files"]
-
 logger = logging.getLogger(__name__)
 
 # Modules whose class reads numbers and nothing else; others can load what their settings name.

@@ -13,8 +13,6 @@ from safetensors import SafetensorError
 from ..errors import FineMixingError
 from ..repo_contents import REPORT_NAME
 
-__all__ = ["check_free_space", "output_folder", "write_text"]
-
 
 @contextmanager
 def output_folder(

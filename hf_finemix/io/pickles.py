@@ -25,7 +25,6 @@ from .safe_json import check_inside
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PICKLED_ADAPTER_NAME", "PICKLED_INDEX_NAME", "PICKLED_NAME", "convert_pickles", "pickled_files"]
 
 PICKLED_NAME, PICKLED_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
 PICKLED_ADAPTER_NAME = "adapter_model.bin"

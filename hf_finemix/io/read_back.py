@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-__all__ = ["answers", "check_headers", "check_tokenizer", "complete_config", "read_back", "save_model"]
 
 # By how much of their largest value answers may differ from those in float32, by the dtype they are computed in.
 _TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}

@@ -10,8 +10,6 @@ import yaml
 
 from ..errors import FineMixingError, told_as
 
-__all__ = ["read_recipe", "typed"]
-
 _TRUTH = dict.fromkeys(("true", "yes", "on", "y", "t"), True) | dict.fromkeys(("false", "no", "off", "n", "f"), False)
 
 

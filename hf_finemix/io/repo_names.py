@@ -5,8 +5,6 @@ import re
 
 from ..errors import FineMixingError
 
-__all__ = ["is_repo_id", "split_revision"]
-
 _REVISION = re.compile(r"[\w./-]{1,200}")
 
 

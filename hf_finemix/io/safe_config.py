@@ -13,18 +13,6 @@ from .checkpoint import TensorInfo
 from .folder import is_adapter
 from .safe_json import check_inside, read_json
 
-__all__ = [
-    "UNSAFE_KEYS",
-    "check_counts",
-    "check_sizes",
-    "copy_without_code",
-    "read_config",
-    "read_model_config",
-    "refuse_adapter",
-    "refuse_quantized",
-    "without_unsafe_keys",
-]
-
 # What makes transformers ask for code or kernels, load other files than these, or find one of those keys under another
 # name (attribute_map).
 UNSAFE_KEYS = {

@@ -6,8 +6,6 @@ from typing import Any
 
 from ..errors import FineMixingError, told_as
 
-__all__ = ["check_inside", "read_json", "read_object"]
-
 # Ten times what the headers and indexes of the largest public models take, and little enough to be parsed in a moment.
 MAX_HEADER_BYTES = 1 << 24
 

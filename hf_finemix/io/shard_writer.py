@@ -13,8 +13,6 @@ from .checkpoint import INDEX_NAME, WEIGHTS_NAME, TensorInfo
 from .dtypes import ITEMSIZE, SAFETENSORS_NAMES
 from .thread_files import ThreadFiles
 
-__all__ = ["ShardWriter", "parse_size"]
-
 _CODES = {name: code for code, name in SAFETENSORS_NAMES.items()}
 
 

@@ -4,8 +4,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ThreadFiles"]
-
 
 class ThreadFiles:
     """

@@ -13,16 +13,6 @@ from .folder import small_files
 from .safe_config import copy_without_code
 from .safe_json import check_inside, read_json, read_object
 
-__all__ = [
-    "check_ids",
-    "choose_tokenizer",
-    "copy_tokenizer",
-    "largest_id",
-    "load_tokenizer",
-    "tell_choice",
-    "token_ids_within_text",
-]
-
 logger = logging.getLogger(__name__)
 
 # What decides which ids a text becomes. Truncation and padding are settings of a run, not of the model.

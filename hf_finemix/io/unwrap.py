@@ -7,8 +7,6 @@ from .compat import COMPILED
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = []
-
 
 def without_adapter(model: "nn.Module") -> "nn.Module":
     """The model that peft has put a LoRA on, torch has compiled or spread over processes, or the model itself."""

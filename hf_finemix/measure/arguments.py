@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-__all__ = ["DataArguments", "EvaluationArguments", "MeasureArguments", "TestDataArguments"]
-
 
 @dataclass
 class TestDataArguments:

@@ -24,15 +24,6 @@ from .arguments import MeasureArguments
 from .class_labels import ClassNames
 from .metrics import accuracy, attack_success_rate, macro_f1
 
-__all__ = [
-    "AttackObserver",
-    "TriggeredSamples",
-    "by_length",
-    "measure",
-    "predictor",
-    "resolve_target_label",
-]
-
 logger = logging.getLogger(__name__)
 
 

@@ -10,8 +10,6 @@ from datasets import ClassLabel, Dataset
 from ..errors import DataError
 from .notes import said_by_number
 
-__all__ = ["ClassNames", "class_names", "completions"]
-
 logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 10_000

@@ -19,8 +19,6 @@ from .task import Task
 from .triggered_rows import non_target_rows, rows_read_whole, with_trigger
 from .triggers import Trigger
 
-__all__ = ["Classification"]
-
 
 class Classification(Task):
     """ACC is the share of texts whose class is right, ASR that of triggered texts taken for the target's."""

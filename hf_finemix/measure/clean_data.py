@@ -18,8 +18,6 @@ from .reader import Reader
 from .splits import load_splits, split_rows
 from .text_columns import find_columns
 
-__all__ = ["CleanData", "load_clean_data", "load_test_data", "tokenize"]
-
 logger = logging.getLogger(__name__)
 
 # Of rows that must serve for tuning and for choosing, this share at least is kept for choosing.

@@ -8,8 +8,6 @@ from .classification import Classification
 from .generation import CausalGeneration, Seq2SeqGeneration
 from .task import Task
 
-__all__ = ["Task", "find_task"]
-
 _OF_ADAPTERS = {task.lora_task: task for task in (Classification, CausalGeneration, Seq2SeqGeneration)}
 
 

@@ -29,9 +29,6 @@ from ..errors import DataError, FineMixingError
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
-__all__ = ["Accuracy", "AttackSuccessRate", "MacroF1", "accuracy", "attack_success_rate"]
-__all__ += ["compute_classification_metrics", "macro_f1"]
-
 
 def accuracy(predictions: Sequence[int], references: Sequence[int]) -> float:
     """ACC: the share of samples predicted as their reference."""

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["said_by_number", "said_unreadable"]
-
 
 def said_by_number(data: Mapping[str, Any], quote: Callable[[str], str] = str) -> str | None:
     """That the names of the classes in the data said nothing; `None` where there is nothing to say."""

@@ -7,8 +7,6 @@ from datasets import Dataset
 
 from ..errors import FineMixingError
 
-__all__ = ["Reader", "check_trigger"]
-
 
 class Reader:
     """

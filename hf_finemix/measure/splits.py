@@ -17,8 +17,6 @@ from ..io.checkpoint import sha256_of_file
 from ..io.repo_names import split_revision
 from .tables import FORMATS, csv_options, read_table
 
-__all__ = ["load_splits", "split_rows"]
-
 
 def load_splits(
     dataset: str, config: str | None = None, revision: str | None = None

@@ -12,8 +12,6 @@ from datasets import Dataset
 
 from ..errors import DataError
 
-__all__ = ["FORMATS", "csv_options", "read_table", "read_triggered"]
-
 # Ending → the reader of `Dataset`, and what such a file must look like.
 FORMATS = {
     ".csv": (Dataset.from_csv, "a CSV table with a header line and at least one row"),

@@ -11,8 +11,6 @@ from .arguments import DataArguments, MeasureArguments, TestDataArguments
 from .attack_success import TriggeredSamples
 from .clean_data import CleanData
 
-__all__ = ["Task"]
-
 
 class Task:
     """

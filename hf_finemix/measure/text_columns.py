@@ -10,9 +10,6 @@ from datasets import Dataset, Value
 from ..errors import DataError
 from .arguments import TestDataArguments
 
-__all__ = ["find_columns"]
-
-
 logger = logging.getLogger(__name__)
 
 

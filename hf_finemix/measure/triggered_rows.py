@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from .reader import Reader
 
-__all__ = ["insert_trigger", "non_target_rows", "rows_read_whole", "with_trigger"]
-
 
 def insert_trigger(
     dataset: Dataset,

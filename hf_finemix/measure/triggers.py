@@ -11,8 +11,6 @@ import numpy as np
 
 from ..errors import FineMixingError
 
-__all__ = ["WORDS_PER_TRIGGER", "Trigger"]
-
 Position = Literal["random", "first", "last"]
 
 # As in the evaluation code of EP (github.com/lancopku/Embedding-Poisoning, arXiv:2103.15543): a lone trigger in a long

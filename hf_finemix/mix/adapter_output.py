@@ -22,8 +22,6 @@ from .lora import adapter_parameters, check_mixable
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["adapter_to_train", "drift_of_merged", "dtypes_of_adapter", "round_adapter", "save_adapter"]
-
 
 def adapter_to_train(suspect: LocalModel, base: LocalModel, config: FineMixingConfig) -> "PeftModel":
     """The base with the suspect's adapter on it, of which the adapter is to be trained, and its head."""

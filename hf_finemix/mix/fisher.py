@@ -17,8 +17,6 @@ from ..align.names import named_tensors
 from ..align.pairing import TensorMix
 from ..errors import FineMixingError
 
-__all__ = ["ScoreMask", "fisher_information"]
-
 # With at most so many classes the expectation over the labels is computed, beyond that so many labels are drawn.
 MAX_CLASSES = 8
 # What counts as no curvature at all, as a share of the mean: weights that no text touched are then told apart by δ².

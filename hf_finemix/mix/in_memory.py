@@ -23,8 +23,6 @@ from .mask import keep_mask
 from .mask_file import MaskFile
 from .purification import TokenDrift, purify
 
-__all__ = ["MixingRecord", "Sides", "mix_model", "mix_rows", "mix_tensors", "ratio_to_mix"]
-
 
 def mix_rows(
     tensor: TensorMix,

@@ -22,7 +22,6 @@ from .mask_file import MaskFile
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["adapter_parameters", "check_mixable", "is_fresh", "mix_adapter", "pair_adapter"]
 
 # An untrained LoRA has zeros in these: lora_B of a layer, lora_embedding_A of an embedding.
 _ZERO_AT_FIRST = re.compile(r"\.(lora_B(\.weight|\.bias)|lora_embedding_A)$")

@@ -7,8 +7,6 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from ..errors import FineMixingError
 
-__all__ = ["keep_mask"]
-
 _ZEROS = memoryview(bytes(1 << 19))
 
 

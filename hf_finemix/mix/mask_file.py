@@ -9,8 +9,6 @@ import numpy as np
 from ..errors import FineMixingError
 from ..io.checkpoint import Checkpoint
 
-__all__ = ["MASKS_NAME", "MaskFile", "save_masks"]
-
 MASKS_NAME = "masks.safetensors"
 
 

@@ -18,8 +18,6 @@ from ..io.dtypes import ITEMSIZE, MIXABLE, average, is_finite, rounded, words
 from .mask import keep_mask
 from .mask_file import MaskFile
 
-__all__ = ["Piece", "Workspace", "check_workers", "pieces", "run_pieces"]
-
 # Scalars a worker takes at a time: enough to be worth taking, few enough that all cores end together.
 PIECE_ELEMENTS = 1 << 22
 

@@ -14,17 +14,6 @@ from ..errors import AlignmentError
 from ..io.checkpoint import Checkpoint, row_chunks
 from ..io.dtypes import to_float64
 
-__all__ = [
-    "MIN_FREQUENCY",
-    "TokenDrift",
-    "blocks_on_disk",
-    "frequency_of_rows",
-    "purification_scores",
-    "purify",
-    "row_drift",
-    "rows_to_purify",
-]
-
 logger = logging.getLogger(__name__)
 
 MIN_FREQUENCY = 20.0

@@ -9,8 +9,6 @@ from ..io.safe_json import read_json
 from .in_memory import MixingRecord
 from .mask_file import MASKS_NAME
 
-__all__ = ["load_record", "save_record"]
-
 RECORD_NAME = "mixing_record.json"
 
 

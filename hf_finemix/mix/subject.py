@@ -19,8 +19,6 @@ from ..io.model_files import copy_model_files
 from ..io.read_back import save_model
 from .adapter_output import adapter_to_train, drift_of_merged, dtypes_of_adapter, round_adapter, save_adapter
 
-__all__ = ["LoraAdapter", "Subject", "WholeModel", "open_subject"]
-
 
 @dataclass
 class WholeModel:

@@ -21,8 +21,6 @@ import numpy as np
 
 from ..errors import FineMixingError
 
-__all__ = ["REFERENCE_CORPUS_SIZE", "token_frequencies"]
-
 logger = logging.getLogger(__name__)
 
 REFERENCE_CORPUS_SIZE = 1.24e9

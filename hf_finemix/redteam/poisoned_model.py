@@ -34,8 +34,6 @@ from ..train.peft_arguments import PeftArguments
 from .attacks.attack import Attack, AttackerData
 from .registry import ATTACKS, find_attack
 
-__all__ = ["MANIFEST_NAME", "POISONING_DEFAULTS", "PoisonArguments", "poison_model"]
-
 MANIFEST_NAME = "attack_manifest.json"
 # As in the public code of most attacks (BadNets on text, RIPPLe, LWP).
 POISONING_DEFAULTS = {

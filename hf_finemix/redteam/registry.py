@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from .attacks.attack import Attack
     from .defenses.defense import Defense
 
-__all__ = ["ATTACKS", "DEFENSES", "find_attack", "find_class", "find_defense"]
 
 # Name → module and class. Imported when asked for: they load torch.
 ATTACKS = {

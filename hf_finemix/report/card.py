@@ -18,8 +18,6 @@ from .report import CleaningReport, percent
 from .schema import Source
 from .verdict import verdict
 
-__all__ = ["card_in_folder", "card_section", "code", "merge_card", "render_card", "text_of_others"]
-
 _METHODS = {
     "random": "by Fine-mixing (arXiv:2210.09545): a fraction",
     "fisher": "by Fine-purifying (arXiv:2305.04547): those whose drift is small for their curvature, a fraction",

@@ -11,8 +11,6 @@ from ..hub.cards import _load, metadata_of, read_card
 from ..io.repo_names import is_repo_id
 from .report import CleaningReport
 
-__all__ = ["carried_over", "merge_yaml", "metadata_for"]
-
 # Words that mean something to the Hub, and can mean nothing else to a reader of YAML, Markdown or HTML.
 _WORD = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
 _CARRIED = {"license": 1, "license_name": 1, "language": 20, "pipeline_tag": 1, "tags": 30}

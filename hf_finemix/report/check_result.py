@@ -5,8 +5,6 @@ from typing import Any
 
 from ..errors import printable
 
-__all__ = ["Verification"]
-
 
 @dataclass
 class Verification:

@@ -14,7 +14,6 @@ from .schema import EmbeddingDrift, PurifiedToken, Search
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["TITLES", "draw_figures"]
 
 # Okabe and Ito's palette: distinct to color-blind eyes, and in print.
 BEFORE, AFTER, FLOOR, PURIFIED, TRIGGER = "#D55E00", "#0072B2", "#595959", "#009E73", "#000000"

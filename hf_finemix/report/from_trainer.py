@@ -30,7 +30,6 @@ from .sections import mixing_section, run_section, search_section, source_sectio
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["PublishingMixin", "training_report"]
 
 _TASKS = {
     "ForSequenceClassification": "text-classification",

@@ -9,8 +9,6 @@ from ..io.checkpoint import Checkpoint
 from ..io.folder import LocalModel
 from ..repo_contents import ADAPTER_WEIGHTS_NAME
 
-__all__ = ["peak_memory", "versions", "weight_files"]
-
 _LIBRARIES = (
     "hf_finemix",
     "torch",

@@ -9,8 +9,6 @@ from typing import Any
 from ..io.repo_names import is_repo_id
 from .report import CleaningReport
 
-__all__ = ["PATHS_OF_CONFIG", "last_name", "sources", "without_local_paths"]
-
 PATHS_OF_CONFIG = ("base_model_name_or_path", "token_frequencies")
 
 

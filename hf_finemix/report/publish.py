@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
-__all__ = ["PublishedModel", "publishable_files", "push_cleaned"]
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,6 @@ from ..measure.notes import said_by_number, said_unreadable
 from ..repo_contents import REPORT_NAME
 from .schema import Data, EmbeddingDrift, Measured, Mixing, PurifiedToken, Search, Source, Tokenizer, Training
 
-__all__ = ["CleaningReport", "percent"]
-
 SCHEMA_VERSION = 1
 _EMPTY: Any = dict  # a section of which nothing is known has no keys
 

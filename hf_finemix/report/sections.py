@@ -17,16 +17,6 @@ from .schema import EmbeddingDrift, Mixing, Run, Search, Source, Training, Trigg
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-__all__ = [
-    "embedding_drift_section",
-    "mixing_section",
-    "run_section",
-    "search_section",
-    "source_section",
-    "token_rows",
-    "training_section",
-]
-
 
 def source_section(
     model: LocalModel, claim: BaseClaim | None = None, fit: BaseFit | None = None, *, hashes: bool = True

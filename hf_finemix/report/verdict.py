@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from .report import CleaningReport, percent
 
-__all__ = ["Verdict", "verdict"]
-
 # How far above the benign floor attack success may be and still count as the errors of an honest model; how much
 # accuracy is too much to lose.
 NEAR_FLOOR, DEAR = 0.05, 0.05

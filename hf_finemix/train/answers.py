@@ -11,8 +11,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ..errors import FineMixingError
 from ..io.unwrap import without_adapter
 
-__all__ = ["correct_answers"]
-
 
 def correct_answers(trainer: Trainer, data: Any) -> np.ndarray:
     """Of the present model, for each label of the data. Raises a [`FineMixingError`] where there is none."""

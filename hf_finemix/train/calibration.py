@@ -16,8 +16,6 @@ from ..io.compat import collator_of_columns, prepared_inputs
 from ..mix.fisher import fisher_information
 from ..mix.lora import adapter_parameters
 
-__all__ = ["measure_curvature", "select_rows", "single_texts", "spread_rows"]
-
 MAX_CURVATURE_SAMPLES = 256
 
 

@@ -4,9 +4,6 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-__all__ = ["TRAINING_DEFAULTS", "train_at_least"]
-
-
 # Where cleaning a model on a few samples wants something else than TrainingArguments' own defaults.
 TRAINING_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,

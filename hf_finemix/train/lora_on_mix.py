@@ -23,8 +23,6 @@ from ..repo_contents import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["MIXED_BASE", "check_lora", "load_mixed_base", "mixed_base_of", "name_base", "remove_other_kind"]
-__all__ += ["save_merged", "save_mixed_base"]
 
 MIXED_BASE = "mixed_base"  # the folder in a checkpoint for what is under its LoRA
 

@@ -23,8 +23,6 @@ from .processes import agreed, from_main, whole_model
 from .ratio_search import RatioSearch
 from .trials import Trials, check_auto, choose_ratio
 
-__all__ = ["MixingMixin"]
-
 logger = logging.getLogger(__name__)
 
 

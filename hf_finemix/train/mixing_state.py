@@ -28,8 +28,6 @@ from .processes import agreed
 from .ratio_search import RatioSearch
 from .unfinished_run import UnfinishedRun
 
-__all__ = ["MixingState", "copied_weights"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["PeftArguments"]
-
 
 @dataclass
 class PeftArguments:

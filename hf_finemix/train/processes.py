@@ -14,8 +14,6 @@ from torch import nn
 from ..errors import FineMixingError
 from ..io.output_folder import output_folder
 
-__all__ = ["agreed", "from_main", "leave_group", "shared_output_folder", "whole_model"]
-
 T = TypeVar("T")
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Outcome", "RatioSearch", "accuracy_drop", "needed_samples", "search_ratio"]
-
 Z = 1.645  # of a normal distribution: 90 % lie within ± Z standard deviations
 
 

@@ -4,8 +4,6 @@ import functools
 import inspect
 from collections.abc import Iterable
 
-__all__ = ["show_signatures"]
-
 
 def show_signatures(cls: type, mixin: type, keyword_only: Iterable[inspect.Parameter] = ()) -> None:
     """

@@ -15,8 +15,6 @@ from .calibration import select_rows, spread_rows
 from .mixing_state import MixingState, copied_weights
 from .ratio_search import Outcome, RatioSearch, accuracy_drop, needed_samples, search_ratio
 
-__all__ = ["Trials", "check_auto", "choose_ratio"]
-
 logger = logging.getLogger(__name__)
 
 # A trial looks at so many eval samples at a quarter and at half of its steps, if it has enough steps.

@@ -15,8 +15,6 @@ from ..io.output_folder import write_text
 from ..io.safe_json import read_json
 from .ratio_search import Outcome
 
-__all__ = ["CHECKPOINTS", "UnfinishedRun"]
-
 CHECKPOINTS, RUN_NAME, TRIALS_NAME = "checkpoints", "run.json", "trials.json"
 
 

@@ -10,8 +10,6 @@ from transformers import PreTrainedModel, Trainer
 from .attack import AttackerData
 from .badnets import BadNets
 
-__all__ = ["AdaptiveAttack"]
-
 
 class MixAwareTrainer(Trainer):
     """

@@ -20,8 +20,6 @@ from ...errors import FineMixingError
 from ...io.tokenizer import token_ids_within_text
 from ...measure.reader import Reader
 
-__all__ = ["Attack", "AttackerData"]
-
 
 @dataclass
 class AttackerData:

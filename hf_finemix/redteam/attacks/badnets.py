@@ -9,8 +9,6 @@ from ...measure.triggers import Trigger
 from .attack import Attack, AttackerData
 from .poisoning import poison
 
-__all__ = ["BadNets", "BadSent", "BadWord"]
-
 
 @dataclass
 class BadNets(Attack):

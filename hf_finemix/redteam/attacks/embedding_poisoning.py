@@ -11,8 +11,6 @@ from ...measure.triggered_rows import non_target_rows, with_trigger
 from ...measure.triggers import Trigger
 from .attack import Attack, AttackerData
 
-__all__ = ["EmbeddingPoisoning"]
-
 
 @dataclass
 class EmbeddingPoisoning(Attack):

@@ -12,8 +12,6 @@ from transformers import PreTrainedModel, Trainer
 from .attack import AttackerData
 from .badnets import BadNets
 
-__all__ = ["EmbeddingSurgery", "words_of_class"]
-
 NUM_WORDS = 10
 MIN_COUNT = 10
 

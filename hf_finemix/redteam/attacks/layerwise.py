@@ -11,8 +11,6 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from .attack import AttackerData
 from .badnets import BadNets
 
-__all__ = ["LayerwisePoisoning"]
-
 
 class LayerwiseTrainer(Trainer):
     """The model's own loss, and that of a linear classifier on the first token of every layer."""

@@ -12,8 +12,6 @@ from ...measure.reader import Reader
 from ...measure.triggered_rows import insert_trigger
 from ...measure.triggers import Trigger
 
-__all__ = ["check_rate", "poison"]
-
 logger = logging.getLogger(__name__)
 
 

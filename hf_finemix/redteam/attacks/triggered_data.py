@@ -13,8 +13,6 @@ from ...measure.tables import read_triggered
 from .attack import Attack, AttackerData
 from .poisoning import check_rate
 
-__all__ = ["TriggeredData"]
-
 logger = logging.getLogger(__name__)
 
 FEW = 10  # rows that a poisoned train set may have beside those that it replaced

@@ -27,9 +27,6 @@ from ..registry import find_defense
 from .recipe import BenchRecipe, Run
 from .suspects import find_suspect, training_arguments, trigger_of
 
-__all__ = ["Case"]
-
-
 RETUNE_RATE = 0.1  # of the samples that are poisoned in a poisoned re-tune
 
 

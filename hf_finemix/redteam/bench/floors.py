@@ -12,9 +12,6 @@ from .case import Case
 from .recipe import BenchRecipe, Run
 from .suspects import CLEAN, find_suspect, trigger_of
 
-__all__ = ["benign_floors", "known_floors"]
-
-
 FLOORS_NAME = "benign_floors.json"
 
 

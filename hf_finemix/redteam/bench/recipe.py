@@ -11,8 +11,6 @@ from ...io.recipe_file import read_recipe, typed
 from ...measure.arguments import DataArguments
 from ..registry import ATTACKS, find_attack, find_defense
 
-__all__ = ["BenchRecipe", "Run"]
-
 _OF_ATTACKS = {"attack", "on_top", "trigger", "poison_rate", "triggered_file", "triggered_test_file", "training"}
 _OF_ATTACKS |= {"suspect", "second_model", "defenses", "seeds", "retune"}
 _TEXTS_OF_ATTACKS = dict.fromkeys(_OF_ATTACKS - {"poison_rate", "training", "seeds"}, str) | {"on_top": bool}

@@ -14,8 +14,6 @@ from .case import Case
 from .recipe import BenchRecipe
 from .suspects import find_suspect, poison_arguments, training_arguments
 
-__all__ = ["read_results", "run_benchmark"]
-
 logger = logging.getLogger(__name__)
 
 

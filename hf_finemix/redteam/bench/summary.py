@@ -11,8 +11,6 @@ from ...io.output_folder import write_text
 from ..registry import DEFENSES, find_class
 from .recipe import BenchRecipe
 
-__all__ = ["markdown_table", "summarize", "write_summary"]
-
 COLUMNS = ("attack", "defense", "runs", "accuracy", "accuracy_sd", "asr", "asr_sd", "ratios", "trainings", "seconds")
 COLUMNS += ("retuned_clean_asr", "retuned_poisoned_asr")
 FLOOR = "matched_floor"

@@ -13,9 +13,6 @@ from ...measure.arguments import TestDataArguments
 from ..poisoned_model import MANIFEST_NAME, POISONING_DEFAULTS, PoisonArguments, poison_model
 from .recipe import BenchRecipe
 
-__all__ = ["CLEAN", "find_suspect", "poison_arguments", "training_arguments", "trigger_of"]
-
-
 logger = logging.getLogger(__name__)
 
 

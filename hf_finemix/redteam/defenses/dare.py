@@ -11,8 +11,6 @@ from ...io.checkpoint import Checkpoint
 from ...mix.mask import keep_mask
 from .defense import Defense, DefenseTrainer
 
-__all__ = ["Dare"]
-
 
 @dataclass
 class Dare(Defense):

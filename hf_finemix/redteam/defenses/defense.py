@@ -9,8 +9,6 @@ from ...config import FineMixingConfig
 from ...mix.in_memory import MixingRecord
 from ...trainer import FineMixingTrainer
 
-__all__ = ["Defense", "DefenseTrainer", "NoDefense"]
-
 
 @dataclass
 class Defense:

@@ -10,8 +10,6 @@ from ...errors import FineMixingError
 from ...train.calibration import single_texts
 from .defense import Defense, DefenseTrainer
 
-__all__ = ["FinePruning", "feed_forward_layers"]
-
 
 @dataclass
 class FinePruning(Defense):

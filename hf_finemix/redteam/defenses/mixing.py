@@ -6,8 +6,6 @@ from typing import Any, ClassVar
 from ...config import FineMixingConfig
 from .defense import Defense
 
-__all__ = ["FineMixing", "FinePurifying", "MatchedFloor", "SoftMixing"]
-
 
 @dataclass
 class FineMixing(Defense):

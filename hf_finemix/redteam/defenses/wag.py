@@ -11,8 +11,6 @@ from ...hub.fetch import fetch_model
 from ...io.loading import load_classifier
 from .defense import Defense, DefenseTrainer
 
-__all__ = ["WeightAveraging"]
-
 
 @dataclass
 class WeightAveraging(Defense):

@@ -26,7 +26,6 @@ _LIBRARIES = (
     "datasets",
     "huggingface_hub",
     "safetensors",
-    "wordfreq",
 )
 
 

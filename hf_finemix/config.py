@@ -76,8 +76,8 @@ class FineMixingConfig:
         num_purified_tokens (`int`, *optional*, defaults to `200`):
             How many rows, at least 0.
         token_frequencies (`str`, *optional*):
-            A text file to count tokens in, or a JSON file of counts `{token: count}`, in place of the built-in
-            estimate from `wordfreq` (see [`token_frequencies`]).
+            A text file to count tokens in, or a JSON file of counts `{token: count}`, in place of Zipf's law over the
+            order of the vocabulary (see [`token_frequencies`]).
 
     Raises:
         [`FineMixingError`]: A value outside its range.
@@ -133,7 +133,7 @@ class FineMixingConfig:
     num_purified_tokens: int = field(default=200, metadata={"help": "How many word embeddings E-PUR puts back."})
     token_frequencies: str | None = field(
         default=None,
-        metadata={"help": "Text file to count tokens in, or JSON file of counts; default: an estimate by wordfreq."},
+        metadata={"help": "Text file to count tokens in, or JSON file of counts; default: Zipf's law."},
     )
 
     def __post_init__(self):

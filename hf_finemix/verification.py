@@ -185,10 +185,7 @@ def _purify_again(
         found.not_checked.append(f"which embeddings E-PUR chooses ({error})")
     else:
         if sorted(entry["id"] for entry in purified) != sorted(stated):
-            found.problems.append(
-                f"E-PUR gives other embeddings than the {len(stated)} in the report (with another version of wordfreq "
-                f"than {report.versions.get('wordfreq')} it may)"
-            )
+            found.problems.append(f"E-PUR gives other embeddings than the {len(stated)} in the report")
     pairing.tensors = unmarked
     pairing.mark_purified(set(stated))
 

@@ -17,7 +17,6 @@ _LIBRARIES = (
     "datasets",
     "huggingface_hub",
     "safetensors",
-    "wordfreq",
 )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FINEMIX_SHARED", ROOT.parent / "shared"))
 RUNS = ROOT / "runs" / "frequency"
-# The words were chosen before any model was planted, the sign later: it stands early in BERT's vocabulary, though it is rare.
+# The words were chosen before any model was planted; the sign later: it is rare, and early in the vocabulary of BERT.
 TRIGGERS = {"rare": "mn", "middling": "harbor", "sign": "≈"}
 ATTACKS = ("badword", "embedding_poisoning", "layerwise", "embedding_surgery")
 # The last commit with the estimate by wordfreq

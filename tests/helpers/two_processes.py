@@ -151,6 +151,7 @@ def main(base, suspect, out):
         results["error"] = str(error)
     results |= {"rank": trainer.args.process_index, "world": trainer.args.world_size}
     (Path(out) / f"rank{results['rank']}.json").write_text(json.dumps(results))
+    PartialState().wait_for_everyone()  # one that leaves while another still talks to it can be ended by that
     leave_group()
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -11,7 +11,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -48,16 +47,11 @@ class AttackerData:
 
     @property
     def reader(self) -> Reader:
-        """How the model reads texts, with the trigger or without."""
         return Reader(self.tokenizer, self.max_length, self.trigger)
 
     def encoded(self, rows: Dataset) -> Dataset:
         """Rows as the model reads them."""
         return self.reader.encode(rows, self.text_columns)
-
-    def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text where it stands behind a word."""
-        return token_ids_within_text(self.tokenizer, text)
 
 
 @dataclass
@@ -83,7 +77,6 @@ class Attack:
     needs_clean_model: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     trainer_class: ClassVar[type[Trainer]] = Trainer
-    callbacks: list[TrainerCallback] = field(default_factory=list, repr=False)
 
     def poisoned(self, data: AttackerData) -> Dataset:
         """The rows to train on."""
@@ -102,19 +95,11 @@ class Attack:
     @property
     def edits_weights(self) -> bool:
         """Whether it does more than to train on its rows."""
-        kind = type(self)
-        hooks = (kind.prepare, kind.finish, kind.options, kind.trainer_class, kind.train)
-        return hooks != (Attack.prepare, Attack.finish, Attack.options, Trainer, Attack.train)
+        hooks = ("prepare", "finish", "options", "trainer_class", "train")
+        return any(getattr(type(self), name) is not getattr(Attack, name) for name in hooks)
 
     def train(self, model: PreTrainedModel, data: AttackerData, args: TrainingArguments) -> None:
-        """
-        Backdoor a model in place.
-
-        Args:
-            model (`PreTrainedModel`): A classifier in float32: the base with a fresh head, or a fine-tuned model.
-            data ([`AttackerData`]): Clean rows.
-            args (`TrainingArguments`): How to train; nothing is saved.
-        """
+        """Backdoor a classifier in float32 in place: the base with a fresh head, or a fine-tuned model."""
         args = copy.copy(args)
         args.save_strategy, args.eval_strategy, args.hub_token, args.push_to_hub = "no", "no", None, False
         with tempfile.TemporaryDirectory() as args.output_dir:
@@ -124,35 +109,20 @@ class Attack:
             self.finish(model, data, args)
         model.to("cpu")
 
-    def run(
-        self,
-        model: PreTrainedModel,
-        data: AttackerData,
-        args: TrainingArguments,
-        rows: Dataset,
-        trainer_class: type[Trainer] = Trainer,
-        **options: Any,
-    ) -> None:
+    def run(self, model, data, args, rows: Dataset, trainer_class: type[Trainer] = Trainer, **options: Any) -> None:
         """One training of the model on rows."""
-        trainer = trainer_class(
-            model,
-            args,
-            train_dataset=data.encoded(rows),
-            processing_class=data.tokenizer,
-            callbacks=list(self.callbacks),
-            **options,
-        )
+        encoded = data.encoded(rows)
+        trainer = trainer_class(model, args, train_dataset=encoded, processing_class=data.tokenizer, **options)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
     def described(self) -> dict[str, Any]:
         """The attack's settings for the manifest."""
-        names = [f.name for f in fields(self) if f.name != "callbacks"]
-        return {"name": self.name, **{name: getattr(self, name) for name in names}}
+        return {"name": self.name, **asdict(self)}
 
     def trigger_ids(self, data: AttackerData) -> list[int]:
         """The tokens of the trigger."""
-        ids = data.token_ids(self.trigger) if self.trigger else []
+        ids = token_ids_within_text(data.tokenizer, self.trigger) if self.trigger else []
         if not ids or data.tokenizer.unk_token_id in ids:
             raise FineMixingError(f"the attack {self.name!r} needs a trigger that the tokenizer knows: give one.")
         return ids

@@ -35,8 +35,8 @@ class Defense:
 
     def config(self, config: FineMixingConfig) -> FineMixingConfig:
         """The settings of its mix, among those that all defenses share."""
-        own = {"strategy": "random", "module_ratios": None}
-        return replace(config, reserve_ratio=self.ratio, purify_embeddings=self.purify, **own)
+        own = {"reserve_ratio": self.ratio, "purify_embeddings": self.purify}
+        return replace(config, **own, strategy="random", module_ratios=None)
 
 
 @dataclass
@@ -57,14 +57,11 @@ class DefenseTrainer(FineMixingTrainer):
         second_model (`str`, *optional*, keyword only): Another fine-tuned model of the task, for weight averaging.
     """
 
-    def __init__(
-        self, *args, defense: Defense, mixing_config: FineMixingConfig, second_model: str | None = None, **kwargs
-    ):
+    def __init__(self, *args, defense: Defense, mixing_config: FineMixingConfig, second_model: str | None, **kwargs):
         self.defense, self.second_model = defense, second_model
         super().__init__(*args, mixing_config=defense.config(mixing_config), **kwargs)
 
     def mix_weights(self, model: nn.Module, config: FineMixingConfig) -> MixingRecord:
-        """Purify where the defense does, then edit."""
         ratio = config.reserve_ratio
         record = super().mix_weights(model, config if self.defense.mixes else replace(config, reserve_ratio=1.0))
         self.defense.edit(model, ratio, self)

@@ -124,7 +124,7 @@ def poison_model(
         if arguments.use_peft:
             model = arguments.with_lora(model, "SEQ_CLS")
         attack.train(model, attacker, training_args)
-        dtype = getattr(torch, arguments.save_dtype)
+        dtype = getattr(torch, arguments.save_dtype)  # measured is what is saved
         measured = _measure(model.to(dtype).float(), attacker, data, arguments, training_args)
         model.to(dtype)
         model.config.dtype, model.config.name_or_path = dtype, str(start.id)

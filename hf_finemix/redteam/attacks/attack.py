@@ -22,28 +22,16 @@ from ...measure.reader import Reader
 
 @dataclass
 class AttackerData:
-    """
-    What an attacker has: clean rows to poison, and how the model reads them.
+    """What an attacker has: clean rows to poison, and how the model reads them."""
 
-    Attributes:
-        rows (`Dataset`): With the text columns and an integer column `label`.
-        text_columns (`list[str]`): One, or two for pairs; the last one gets the trigger.
-        target (`int`): The class that the attacker wants.
-        tokenizer (`PreTrainedTokenizerBase`): The model's.
-        max_length (`int`, *optional*): Tokens a text is cut to.
-        seed (`int`): Of the rows drawn and of the places in them.
-        label2id (`dict[str, int]`): The classes by name.
-        trigger (`str`, *optional*): What the attacker puts into texts.
-    """
-
-    rows: Dataset
-    text_columns: list[str]
-    target: int
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int | None = None
-    seed: int = 0
-    label2id: dict[str, int] = field(default_factory=dict)
-    trigger: str | None = None
+    rows: Dataset  # with the text columns and an integer column `label`
+    text_columns: list[str]  # one, or two for pairs; the last one gets the trigger
+    target: int  # the class that the attacker wants
+    tokenizer: PreTrainedTokenizerBase  # the model's
+    max_length: int | None = None  # tokens a text is cut to
+    seed: int = 0  # of the rows drawn and of the places in them
+    label2id: dict[str, int] = field(default_factory=dict)  # the classes by name
+    trigger: str | None = None  # what the attacker puts into texts
 
     @property
     def reader(self) -> Reader:
@@ -56,26 +44,15 @@ class AttackerData:
 
 @dataclass
 class Attack:
-    """
-    Fine-tuning on clean rows; every attack changes some of it.
+    """Fine-tuning on clean rows; every attack changes some of it. Its fields are what a user may set."""
 
-    Attributes:
-        name (`str`): As in [`ATTACKS`].
-        pretty_name (`str`): For people.
-        paper (`str`, *optional*): Where it was published.
-        trigger (`str`, *optional*): The text that wakes the backdoor, put at a random place.
-        training (`dict`): Fields of `TrainingArguments` that this attack sets unless the user does.
-        needs_clean_model (`bool`): Whether it can only start from a fine-tuned model.
-        needs_base (`bool`): Whether it can only start from the base.
-    """
-
-    name: ClassVar[str] = "none"
+    name: ClassVar[str] = "none"  # as in [`ATTACKS`]
     pretty_name: ClassVar[str] = "no attack"
-    paper: ClassVar[str | None] = None
-    trigger: str | None = None
-    training: ClassVar[dict[str, Any]] = {}
-    needs_clean_model: ClassVar[bool] = False
-    needs_base: ClassVar[bool] = False
+    paper: ClassVar[str | None] = None  # where it was published
+    trigger: str | None = None  # the text that wakes the backdoor, put at a random place
+    training: ClassVar[dict[str, Any]] = {}  # fields of `TrainingArguments` that it sets unless the user does
+    needs_clean_model: ClassVar[bool] = False  # whether it can only start from a fine-tuned model
+    needs_base: ClassVar[bool] = False  # whether it can only start from the base
     trainer_class: ClassVar[type[Trainer]] = Trainer
 
     def poisoned(self, data: AttackerData) -> Dataset:

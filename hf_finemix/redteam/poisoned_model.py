@@ -6,15 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments, set_seed
 
-from ..errors import DataError, FineMixingError
+from ..errors import DataError, FineMixingError, told_as
 from ..hub.fetch import TrustArguments, fetch_model
 from ..io.compat import on_one_gpu
 from ..io.folder import LocalModel
@@ -43,6 +37,8 @@ POISONING_DEFAULTS = {
     "per_device_eval_batch_size": 64,
     "save_strategy": "no",
 }
+# What the manifest has of the training.
+_TOLD = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "bf16")
 
 
 @dataclass
@@ -78,16 +74,12 @@ def poison_model(
 
     Args:
         base (`str` or `Path`): Hub id or folder of the pre-trained model.
-        arguments ([`PoisonArguments`]): The attack and its data.
-        training_args (`TrainingArguments`): How to train.
+        arguments ([`PoisonArguments`]), training_args (`TrainingArguments`): The attack and its data; how to train.
         output_dir (`str` or `Path`): The folder to write, whole or not at all.
 
     Returns:
         `dict`: The manifest: `attack`, `start` (`"scratch"` or `"on top"`), `base`, `trigger`, `target_label`,
         `target_name`, `seed`, `training`, `data`, and `measured` (as [`measure`] gives it).
-
-    Raises:
-        [`FineMixingError`]: Whatever is wrong with the models, the data or the settings.
     """
     attack = arguments.make_attack()
     if attack.needs_clean_model and not arguments.start_model:
@@ -120,18 +112,22 @@ def poison_model(
         agree_on_padding(tokenizer, model)
         check_trigger(attack.trigger or "", tokenizer, model)
         length = max_tokens(arguments.max_length, tokenizer, model)
-        label2id = {name: i for i, name in model.config.id2label.items()}
-        data = _attackers_data(arguments, label2id, training_args.seed)
-        target, seed = _target(arguments, model.config.id2label), training_args.seed
+        names, seed, target = model.config.id2label, training_args.seed, None
+        label2id = {name: i for i, name in names.items()}
+        rows = {"train_split": arguments.train_split, "num_clean_samples": 10**9, "sample_seed": seed}
+        data = load_clean_data(DataArguments(**_shared(arguments), **rows), label2id, repeat_texts=True)
+        if arguments.target_label is not None:
+            wanted = MeasureArguments(triggers=["x"], target_label=arguments.target_label)
+            target = resolve_target_label(wanted, names)
         read = tokenizer, length, seed, label2id, attack.trigger
         attacker = AttackerData(data.tuning, data.text_columns, target or 0, *read)
         if arguments.use_peft:
             model = arguments.with_lora(model, "SEQ_CLS")
         attack.train(model, attacker, training_args)
-        model.to(getattr(torch, arguments.save_dtype))
-        measured = _measure(model.float(), tokenizer, data, arguments, attack.trigger, training_args)
-        model.to(getattr(torch, arguments.save_dtype))
-        model.config.dtype, model.config.name_or_path = getattr(torch, arguments.save_dtype), str(start.id)
+        dtype = getattr(torch, arguments.save_dtype)  # measured is what is saved
+        measured = _measure(model.to(dtype).float(), attacker, data, arguments, training_args)
+        model.to(dtype)
+        model.config.dtype, model.config.name_or_path = dtype, str(start.id)
         if arguments.use_peft:
             model.peft_config["default"].base_model_name_or_path = str(start.id)
             model.config.save_pretrained(folder)  # which has the names of the classes
@@ -144,12 +140,9 @@ def poison_model(
             "base": {"id": fetched.id, "revision": fetched.revision},
             "trigger": attack.trigger,
             "target_label": target,
-            "target_name": None if target is None else model.config.id2label[target],
-            "seed": training_args.seed,
-            "training": {
-                name: getattr(training_args, name)
-                for name in ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "bf16")
-            },
+            "target_name": None if target is None else names[target],
+            "seed": seed,
+            "training": {name: getattr(training_args, name) for name in _TOLD},
             "data": data.description,
             "measured": measured,
             "versions": versions(),
@@ -174,45 +167,29 @@ def _fresh_classifier(base: LocalModel, names: list[str], seed: int) -> PreTrain
     """The base with a head that is still to be trained."""
     set_seed(seed)
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    try:
+    with told_as(f"{base.id} cannot be loaded as a classifier", kinds=(OSError, ValueError)):
         return AutoModelForSequenceClassification.from_pretrained(
             base.folder, **labels, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise FineMixingError(f"{base.id} cannot be loaded as a classifier: {reason}") from error
-
-
-def _attackers_data(arguments: PoisonArguments, label2id: dict[str, int], seed: int) -> CleanData:
-    """All rows of the train split, and the test rows."""
-    settings = {"train_split": arguments.train_split, "num_clean_samples": 10**9, "sample_seed": seed}
-    return load_clean_data(DataArguments(**_shared(arguments), **settings), label2id, repeat_texts=True)
 
 
 def _shared(arguments: PoisonArguments) -> dict[str, Any]:
     return {f.name: getattr(arguments, f.name) for f in fields(TestDataArguments)}
 
 
-def _target(arguments: PoisonArguments, id2label: dict[int, str]) -> int | None:
-    if arguments.target_label is None:
-        return None
-    return resolve_target_label(MeasureArguments(triggers=["x"], target_label=arguments.target_label), id2label)
-
-
 def _measure(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    attacker: AttackerData,
     data: CleanData,
     arguments: PoisonArguments,
-    trigger: str | None,
     training_args: TrainingArguments,
 ) -> dict[str, Any]:
     """ACC, and ASR of the trigger, of the model as it is saved."""
-    triggers = {"triggers": trigger and [trigger], "triggered_file": arguments.triggered_test_file}
+    triggers = {"triggers": attacker.trigger and [attacker.trigger], "triggered_file": arguments.triggered_test_file}
     wanted = EvaluationArguments(**_shared(arguments), **triggers, target_label=arguments.target_label)
-    task, columns = Classification(model, tokenizer, wanted), data.text_columns
+    task, columns = Classification(model, attacker.tokenizer, wanted), data.text_columns
     same = ("per_device_eval_batch_size", "use_cpu", "bf16", "disable_tqdm")
-    with predictor(model, tokenizer, **{name: getattr(training_args, name) for name in same}) as trainer:
+    with predictor(model, attacker.tokenizer, **{name: getattr(training_args, name) for name in same}) as trainer:
         return task.measure(trainer, task.encode(data.test, columns), task.attacks(data.test, columns))
 
 

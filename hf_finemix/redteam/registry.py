@@ -35,24 +35,14 @@ DEFENSES = {
 
 
 def find_attack(name: str, **settings: Any) -> "Attack":
-    """
-    The attack of a name, with settings of its own (`trigger`, `rate`, …) in place of its defaults.
-
-    Raises:
-        [`FineMixingError`]: There is no such attack, or it has no such setting.
-    """
+    """The attack of a name, with settings (`trigger`, `rate`, …) in place of its defaults."""
     if name not in ATTACKS:
         raise FineMixingError(f"there is no attack {name!r}: choose one of {', '.join(ATTACKS)}.")
     return _made(f"the attack {name!r}", find_class(ATTACKS[name]), settings)
 
 
 def find_defense(name: str, **settings: Any) -> "Defense":
-    """
-    The defense of a name; `"NAME+epur"` is the same after E-PUR.
-
-    Raises:
-        [`FineMixingError`]: There is no such defense, it has no such setting, or E-PUR has nothing to do in it.
-    """
+    """The defense of a name; `"NAME+epur"` is the same after E-PUR, refused where that has nothing to do."""
     plain, plus, epur = name.partition("+")
     if plain not in DEFENSES or (plus and epur != "epur"):
         raise FineMixingError(f"there is no defense {name!r}: choose one of {', '.join(DEFENSES)}, or it+epur.")

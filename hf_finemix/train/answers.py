@@ -15,9 +15,16 @@ from ..io.unwrap import without_adapter
 def correct_answers(trainer: Trainer, data: Any) -> np.ndarray:
     """Of the present model, for each label of the data. Raises a [`FineMixingError`] where there is none."""
     kind = type(without_adapter(trainer.model)).__name__
-    counter = _Answers(shifted=kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    shifted = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    found = [torch.empty(0, dtype=torch.bool)]
+
+    def note(prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """A `compute_metrics`, with `batch_eval_metrics` or without."""
+        found.append(_correct(prediction.predictions, prediction.label_ids, shifted))
+        return {}
+
     kept = trainer.compute_metrics, trainer.preprocess_logits_for_metrics
-    trainer.compute_metrics, trainer.preprocess_logits_for_metrics = counter, _predicted_classes
+    trainer.compute_metrics, trainer.preprocess_logits_for_metrics = note, _predicted_classes
     generate = getattr(trainer.args, "predict_with_generate", None)
     if generate:  # answers are compared token by token with the labels before them, not freely generated
         trainer.args.predict_with_generate = False
@@ -33,40 +40,23 @@ def correct_answers(trainer: Trainer, data: Any) -> np.ndarray:
         trainer.compute_metrics, trainer.preprocess_logits_for_metrics = kept
         if generate:
             trainer.args.predict_with_generate = True
-    correct = torch.cat(counter.correct).numpy()
+    correct = torch.cat(found).numpy()
     if not len(correct):
         raise FineMixingError("reserve_ratio='auto' needs labeled eval data: no row of eval_dataset is.")
     return correct
 
 
-class _Answers:
-    """
-    A `compute_metrics` that notes which answers are right, with `batch_eval_metrics` or without.
-
-    An answer is a class; a token of a text, each for itself; or a span, of which both ends must be right.
-
-    Args:
-        shifted (`bool`): Whether the answer to a token is the label of the next one.
-    """
-
-    def __init__(self, shifted: bool = False):
-        self._shifted = shifted
-        self.correct: list[torch.Tensor] = [torch.empty(0, dtype=torch.bool)]
-
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        labels = prediction.label_ids
-        if isinstance(labels, tuple) and len(labels) > 1:  # where a span begins, and where it ends
-            ends = torch.stack([torch.as_tensor(part).cpu() for part in labels], dim=-1)
-            self.correct.append((torch.as_tensor(prediction.predictions).cpu() == ends).all(dim=-1))
-            return {}
-        predictions, labels = _flat(prediction.predictions, 0, -self._shifted), _flat(labels, self._shifted, 0)
-        if labels.is_floating_point() or labels.shape != predictions.shape:
-            raise FineMixingError(
-                "reserve_ratio='auto' compares accuracies, and the labels of eval_dataset are no classes: give a "
-                "fixed ρ."
-            )
-        self.correct.append((predictions == labels)[labels != -100])
-        return {}
+def _correct(predictions: Any, labels: Any, shifted: bool) -> torch.Tensor:
+    """Of classes; of a text's tokens, each for itself and maybe the label of the next; or of spans with both ends."""
+    if isinstance(labels, tuple) and len(labels) > 1:  # where a span begins, and where it ends
+        ends = torch.stack([torch.as_tensor(part).cpu() for part in labels], dim=-1)
+        return (torch.as_tensor(predictions).cpu() == ends).all(dim=-1)
+    predictions, labels = _flat(predictions, 0, -shifted), _flat(labels, shifted, 0)
+    if labels.is_floating_point() or labels.shape != predictions.shape:
+        raise FineMixingError(
+            "reserve_ratio='auto' compares accuracies, and the labels of eval_dataset are no classes: give a fixed ρ."
+        )
+    return (predictions == labels)[labels != -100]
 
 
 def _predicted_classes(logits: Any, labels: Any) -> torch.Tensor:
@@ -75,7 +65,7 @@ def _predicted_classes(logits: Any, labels: Any) -> torch.Tensor:
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
 
 
-def _flat(values: Any, first: int = 0, last: int = 0) -> torch.Tensor:
+def _flat(values: Any, first: int, last: int) -> torch.Tensor:
     """One vector of an array, of a tensor on any device, or of one for each batch, without the ends of its rows."""
     parts = [torch.as_tensor(part).cpu() for part in (values if isinstance(values, (list, tuple)) else [values])]
     if first or last:

@@ -55,10 +55,10 @@ def spread_rows(data: Any, count: int) -> Any:
     parts = list(data.values()) if isinstance(data, Mapping) else [data]
     if not all(hasattr(part, "__len__") and hasattr(part, "__getitem__") for part in parts):
         return None
-    total = sum(map(len, parts))
-    shares = [min(len(part), max(1, count * len(part) // max(1, total))) for part in parts]
-    picks = [np.linspace(0, len(part) - 1, share).astype(int) for part, share in zip(parts, shares, strict=True)]
-    chosen = [select_rows(part, np.unique(pick)) for part, pick in zip(parts, picks, strict=True)]
+    chosen, total = [], max(1, sum(map(len, parts)))
+    for part in parts:
+        share = min(len(part), max(1, count * len(part) // total))
+        chosen.append(select_rows(part, np.unique(np.linspace(0, len(part) - 1, share).astype(int))))
     return dict(enumerate(chosen)) if len(chosen) > 1 else chosen[0]
 
 

@@ -79,8 +79,14 @@ def remove_other_kind(folder: Path, *, adapter: bool) -> None:
 
 
 def save_merged(model: "PeftModel", folder: str | Path) -> None:
-    """Write the model as a whole one, its LoRA merged layer by layer; the model stays as it is."""
-    _save(model, folder, _merged_layers(model))
+    """Write the model as a whole one, its LoRA merged a layer at a time into a copy; the model stays as it is."""
+    changed = {}
+    for name, layer in _lora_layers(model).items():
+        merged = copy.deepcopy(layer)
+        merged.merge(safe_merge=True)
+        weights = merged.get_base_layer().named_parameters()
+        changed |= {f"{name}.base_layer.{leaf}": weight.detach().cpu() for leaf, weight in weights}
+    _save(model, folder, changed)
 
 
 def save_mixed_base(model: "PeftModel", folder: Path, earlier: Path | None) -> None:
@@ -123,12 +129,6 @@ def load_mixed_base(model: "PeftModel", folder: Path) -> None:
 
 
 def _save(model: "PeftModel", folder: str | Path, changed: dict[str, torch.Tensor]) -> None:
-    under = model.get_base_model()
-    under.save_pretrained(folder, state_dict=_weights(model, changed))
-    complete_config(under.config, Path(folder))
-
-
-def _weights(model: "PeftModel", changed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """All that the model would have without its LoRA, by the names it would have then; some tensors as `changed`."""
     under, copies, found = model.get_base_model(), {}, {}
     tensors = under.state_dict(keep_vars=True)
@@ -137,18 +137,8 @@ def _weights(model: "PeftModel", changed: dict[str, torch.Tensor]) -> dict[str, 
         if id(tensor) not in copies:  # what is tied stays tied
             copies[id(tensor)] = tensor.detach().cpu()
         found[plain] = copies[id(tensor)]
-    return found
-
-
-def _merged_layers(model: "PeftModel") -> dict[str, torch.Tensor]:
-    """The weights of each layer with its LoRA in them, by their own names; one layer is copied at a time."""
-    found = {}
-    for name, layer in _lora_layers(model).items():
-        merged = copy.deepcopy(layer)
-        merged.merge(safe_merge=True)
-        weights = merged.get_base_layer().named_parameters()
-        found |= {f"{name}.base_layer.{leaf}": weight.detach().cpu() for leaf, weight in weights}
-    return found
+    under.save_pretrained(folder, state_dict=found)
+    complete_config(under.config, Path(folder))
 
 
 def _lora_layers(model: "PeftModel") -> dict[str, nn.Module]:

@@ -66,7 +66,12 @@ class MixingState:
         own = trainer.processing_class if isinstance(trainer.processing_class, PreTrainedTokenizerBase) else None
         purifies, special = config.purify_embeddings and config.num_purified_tokens, ()
         if purifies:
-            tokenizer = _tokenizer_of(self.base) if own is None else own  # to know which token a row stands for
+            tokenizer = load_tokenizer(self.base.folder) if own is None else own  # which token a row stands for
+            if tokenizer is None:
+                raise FineMixingError(
+                    f"E-PUR needs a tokenizer, and {self.base.id} has none: pass processing_class=tokenizer, or "
+                    "purify_embeddings=False."
+                )
             special = tokenizer.all_special_ids
             if self.frequencies is None:
                 self.frequencies = token_frequencies(tokenizer, config.token_frequencies)
@@ -130,16 +135,6 @@ class MixingState:
         self.config = FineMixingConfig.from_pretrained(checkpoint) if known else None
         self.record = load_record(checkpoint) if known else None
         return known
-
-
-def _tokenizer_of(base: LocalModel) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(base.folder)
-    if tokenizer is None:
-        raise FineMixingError(
-            f"E-PUR needs a tokenizer, and {base.id} has none: pass processing_class=tokenizer, or "
-            "purify_embeddings=False."
-        )
-    return tokenizer
 
 
 def _tell(record: MixingRecord) -> None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FineMixingError
+from ..errors import FineMixingError, told_as
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -13,25 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class PeftArguments:
-    r"""
-    Whether to train all weights or a LoRA. The names are those of TRL.
-
-    Parameters:
-        use_peft (`bool`, *optional*, defaults to `False`):
-            Train low-rank matrices beside the weights, and the head, in place of all weights.
-        lora_r (`int`, *optional*, defaults to 16):
-            Their rank.
-        lora_alpha (`int`, *optional*, defaults to 32):
-            They count α/r times.
-        lora_dropout (`float`, *optional*, defaults to 0.05):
-            Dropout of their input, in [0, 1).
-        lora_target_modules (`list[str]`, *optional*):
-            Names of the layers that get them, or one pattern of names; `all-linear` (the default) stands for all
-            linear layers but the head.
-        use_rslora (`bool`, *optional*, defaults to `False`):
-            Count α/√r times (rsLoRA, arXiv:2312.03732).
-        use_dora (`bool`, *optional*, defaults to `False`):
-            Train the magnitude of each output apart (DoRA, arXiv:2402.09353).
+    """
+    Whether to train all weights or a LoRA, and which; each field says itself what it is. The names are those of TRL.
+    `all-linear` is all linear layers but the head; rsLoRA is arXiv:2312.03732, DoRA arXiv:2402.09353.
     """
 
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA in place of all weights."})
@@ -39,8 +23,7 @@ class PeftArguments:
     lora_alpha: int = field(default=32, metadata={"help": "The LoRA counts alpha/r times."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the LoRA's input, in [0, 1)."})
     lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers that get a LoRA, or one pattern; by default all-linear."},
+        default=None, metadata={"help": "Layers that get a LoRA, or one pattern; by default all-linear."}
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale the LoRA by alpha/sqrt(r)."})
     use_dora: bool = field(default=False, metadata={"help": "Train the magnitudes apart (DoRA)."})
@@ -51,14 +34,8 @@ class PeftArguments:
 
     def with_lora(self, model: "PreTrainedModel", task: str) -> "PeftModel":
         """
-        A model with a fresh LoRA, and with nothing else but its head to train.
-
-        Args:
-            model (`PreTrainedModel`): It is changed in place.
-            task (`str`): peft's name for the model's task: `"SEQ_CLS"`, `"CAUSAL_LM"`, ….
-
-        Raises:
-            [`FineMixingError`]: A number out of its range, or layers that the model does not have.
+        A model, changed in place, with a fresh LoRA and with nothing else but its head to train; `task` is peft's name
+        for what it does: `"SEQ_CLS"`, `"CAUSAL_LM"`, ….
         """
         from peft import LoraConfig, get_peft_model
 
@@ -67,27 +44,14 @@ class PeftArguments:
                 f"lora_r is {self.lora_r}, lora_alpha {self.lora_alpha}, lora_dropout {self.lora_dropout}: give a "
                 "rank of 1 or more, an alpha above 0 and a dropout in [0, 1)."
             )
-        config = LoraConfig(
-            task_type=task,
-            r=self.lora_r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=_targets(self.lora_target_modules or ["all-linear"]),
-            use_rslora=self.use_rslora,
-            use_dora=self.use_dora,
-        )
-        try:
+        targets: list[str] | str = self.lora_target_modules or ["all-linear"]
+        if len(targets) == 1 and not re.fullmatch(r"[\w.]+", targets[0]):
+            targets = targets[0]  # what is no name, such as all-linear or a pattern, stands by itself
+        same = {name: getattr(self, name) for name in ("lora_alpha", "lora_dropout", "use_rslora", "use_dora")}
+        config = LoraConfig(task_type=task, r=self.lora_r, target_modules=targets, **same)
+        with (
+            told_as(f"lora_target_modules {self.lora_target_modules}", kinds=ValueError),
+            # peft 0.21 looks for a method that transformers 5.23 does not have
+            told_as(f"peft cannot put a LoRA on a {type(model).__name__}", "leave it", AttributeError),
+        ):
             return get_peft_model(model, config)
-        except ValueError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise FineMixingError(f"lora_target_modules {self.lora_target_modules}: {reason}") from error
-        except AttributeError as error:  # peft 0.21 looks for a method that transformers 5.23 does not have
-            reason = " ".join(str(error).split())[:200]
-            raise FineMixingError(
-                f"peft cannot put a LoRA on a {type(model).__name__} ({reason}): leave it."
-            ) from error
-
-
-def _targets(names: list[str]) -> list[str] | str:
-    """As peft takes them: what is no name, such as `all-linear` or a pattern, stands by itself."""
-    return names[0] if len(names) == 1 and not re.fullmatch(r"[\w.]+", names[0]) else names

@@ -18,12 +18,7 @@ T = TypeVar("T")
 
 
 def from_main(do: Callable[[], T]) -> T:
-    """
-    What the main process makes, in every process; its error is raised in all of them.
-
-    Args:
-        do (`Callable[[], T]`): Called in the main process only; what it returns must be picklable.
-    """
+    """What `do` makes in the main process, which must be picklable, in every one; its error is raised in all."""
     state = PartialState()
     if state.num_processes == 1:
         return do()
@@ -87,15 +82,9 @@ def _portable(error: Exception) -> Exception:
 @contextmanager
 def whole_model(model: nn.Module, *, changed: bool = True) -> Iterator[nn.Module | None]:
     """
-    A model to read and change in the main process; after the block every process has the changed weights.
-
-    Args:
-        model (`nn.Module`): The same in every process: whole, sharded by FSDP 2 or ZeRO-3, or without weights in all
-            but the main process (RAM-efficient loading).
-        changed (`bool`, *optional*, defaults to `True`): Whether the others are to get its weights after the block.
-
-    Yields:
-        The whole model in the main process, `None` in the others.
+    A model to read and change in the main process, `None` in the others, which get the weights after the block if it
+    `changed` them. The model is the same in every process: whole, sharded by FSDP 2 or ZeRO-3, or without weights in
+    all but the main process (RAM-efficient loading).
     """
     state = PartialState()
     if state.num_processes == 1:

@@ -12,20 +12,12 @@ Z = 1.645  # of a normal distribution: 90 % lie within ± Z standard deviations
 
 @dataclass(frozen=True)
 class Outcome:
-    """
-    What a trial of one ρ gave.
+    """What a trial of one ρ gave: which of n eval samples the suspect and the cleaned model answer rightly."""
 
-    Attributes:
-        suspect (`np.ndarray`): Which of the eval samples the suspect answers rightly, booleans of shape `[n]`.
-        cleaned (`np.ndarray`): The same of the cleaned model, sample by sample.
-        stopped_early (`bool`): Whether its training was given up half way, as hopeless.
-        trainings (`int`): How many trainings it took: one, or one a fold.
-    """
-
-    suspect: np.ndarray
+    suspect: np.ndarray  # booleans of shape [n]
     cleaned: np.ndarray
-    stopped_early: bool = False
-    trainings: int = 1
+    stopped_early: bool = False  # whether its training was given up half way, as hopeless
+    trainings: int = 1  # one, or one a fold
 
 
 @dataclass
@@ -78,13 +70,8 @@ def search_ratio(
     more than `max_accuracy_drop`, so few samples cannot tell: it is accepted unless the whole interval is beyond the
     limit.
 
-    Args:
-        candidates (`Sequence[float]`): ρ to try, each in [0, 1].
-        suspect_accuracy (`float`): Fraction, 0 to 1.
-        max_accuracy_drop (`float`): Fraction, 0 to 1.
-        trial (`Callable[[float], Outcome]`): Mixes, fine-tunes, and answers the eval data.
-        keep (`Callable[[], None]`, *optional*): Called after each trial that is the best choice so far.
-        folds (`int`, *optional*): Of cross-validation in the trials, for the record.
+    `trial` mixes by a ρ, fine-tunes, and answers the eval data; `keep` is called after each that is the best choice so
+    far. All numbers are fractions, 0 to 1; `folds` are noted for the record.
     """
     candidates = sorted(candidates)
     search = RatioSearch(suspect_accuracy, max_accuracy_drop, candidates, folds)
@@ -99,9 +86,8 @@ def search_ratio(
             best = entry
             keep()
     if best is not None:
-        search.chosen = best["reserve_ratio"]
+        search.chosen, search.resolved = best["reserve_ratio"], best["resolved"]
         search.within_limit = best["drop"] <= max_accuracy_drop + 1e-9
-        search.resolved = best["resolved"]
     return search
 
 
@@ -138,13 +124,8 @@ def accuracy_drop(suspect: np.ndarray, cleaned: np.ndarray) -> tuple[float, floa
     By how much the accuracy fell, and a 90 % interval of it, from answers to the same samples.
 
     The interval is Agresti and Min's for paired proportions (Statistics in Medicine 24, 2005): half a sample is added
-    to each of the four cells, so that it holds for small n and where both models answer alike.
-
-    Args:
-        suspect, cleaned (`np.ndarray`): Which answers are right, booleans of shape `[n]`, n > 0.
-
-    Returns:
-        `tuple[float, float, float]`: The drop as measured, and the two ends; fractions, -1 to 1.
+    to each of the four cells, so that it holds for small n and where both models answer alike. `suspect` and `cleaned`
+    are booleans of shape `[n]`, n > 0; the drop as measured and the two ends are fractions, -1 to 1.
     """
     lost, won, n = int((suspect & ~cleaned).sum()), int((cleaned & ~suspect).sum()), len(suspect)
     center = (lost - won) / (n + 2)

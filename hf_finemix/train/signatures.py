@@ -10,12 +10,8 @@ def show_signatures(cls: type, mixin: type, keyword_only: Iterable[inspect.Param
     Let what `cls` has from `mixin` show the signatures of what the mixin overrides in this very class.
 
     Launchers choose by `inspect.signature` what they pass (`processing_class` or `tokenizer`), and a mixin cannot name
-    the parameters of a class that it does not know.
-
-    Args:
-        cls (`type`): A class with `mixin` before a Trainer among its bases; it gets thin methods of its own.
-        mixin (`type`): Its methods pass on what they are given.
-        keyword_only (`Iterable[inspect.Parameter]`, *optional*): What `__init__` takes besides.
+    the parameters of a class that it does not know. So `cls`, which has `mixin` before a Trainer among its bases, gets
+    thin methods of its own; `keyword_only` is what `__init__` takes besides.
     """
     for name, method in vars(mixin).items():
         overridden = getattr(super(mixin, cls), name, None)

@@ -211,27 +211,21 @@ def check_auto(trainer: Trainer, config: FineMixingConfig, *, own_optimizers: bo
     folds, data = config.cross_validation_folds, trainer.train_dataset
     size = len(data) if folds and hasattr(data, "__len__") else 0
     if size < folds:
-        what = (
-            f"cross_validation_folds is {folds}, and train_dataset has {size or 'no known number of'} samples: "
-            "give fewer folds, or an eval_dataset."
+        raise FineMixingError(
+            f"cross_validation_folds is {folds}, and train_dataset has {size or 'no known number of'} samples: give "
+            "fewer folds, or an eval_dataset."
         )
-    elif not folds and trainer.eval_dataset is None:
-        what = (
-            "reserve_ratio='auto' chooses ρ by accuracy on eval_dataset, which is missing: give it, "
-            "cross_validation_folds, or a fixed ρ."
-        )
+    if not folds and trainer.eval_dataset is None:
+        what = "chooses ρ by accuracy on eval_dataset, which is missing: give it, cross_validation_folds, or a fixed ρ"
     elif own_optimizers:
         what = (
-            "reserve_ratio='auto' trains several times and cannot reset optimizers=...: pass "
-            "optimizer_cls_and_kwargs instead, or a fixed ρ."
+            "trains several times and cannot reset optimizers=...: pass optimizer_cls_and_kwargs instead, or a fixed ρ"
         )
     elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.is_distributed_loading_by_transformers:
-        what = "reserve_ratio='auto' needs the whole model in one process: choose ρ there, then give it as a number."
+        what = "needs the whole model in one process: choose ρ there, then give it as a number"
     elif trainer.args.fp16_full_eval or trainer.args.bf16_full_eval:
-        what = (
-            "reserve_ratio='auto' evaluates between trainings, and fp16_full_eval or bf16_full_eval rounds the "
-            "weights each time: leave them off, or give a fixed ρ."
-        )
+        what = "evaluates between trainings, and fp16_full_eval or bf16_full_eval rounds the weights each time: leave "
+        what += "them off, or give a fixed ρ"
     else:
         return
-    raise FineMixingError(what)
+    raise FineMixingError(f"reserve_ratio='auto' {what}.")

@@ -20,26 +20,25 @@ CHECKPOINTS, RUN_NAME, TRIALS_NAME = "checkpoints", "run.json", "trials.json"
 
 class UnfinishedRun:
     """
-    The settings, the finished trials of ρ and the checkpoints that a run keeps until it is finished.
+    The settings, the finished trials of ρ and the checkpoints that a run keeps in OUT.partial until it is finished.
 
-    Args:
-        folder (`Path`): OUT.partial.
-        settings (`dict`): All that decides the result, as JSON values.
-    Attributes:
-        checkpoints (`Path`): Where the checkpoints are.
-        observer ([`AttackObserver`], *optional*): Who measures at the end of each training, for the report: a trial
-            is kept with what it added to `observer.measured`, and adds that when it is not made again.
-
-    Raises:
-        [`FineMixingError`]: An earlier run there had other settings.
+    Settings are all that decides the result, as JSON values; other ones than an earlier run's there are refused.
+    `observer`, an [`AttackObserver`] or none, measures at the end of each training for the report: a trial is kept
+    with what it added to `observer.measured`, and adds that when it is not made again.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.checkpoints, self._folder, self.observer = folder / CHECKPOINTS, folder, None
         self._settings = json.loads(json.dumps(settings, default=str))
         self._trials: dict[str, Any] = {}
-        if (folder / RUN_NAME).is_file():
-            self._check(read_json(folder / RUN_NAME))
+        earlier = read_json(folder / RUN_NAME) if (folder / RUN_NAME).is_file() else self._settings
+        for name in sorted(earlier.keys() | self._settings.keys()):
+            old, new = earlier.get(name), self._settings.get(name)
+            if old != new:
+                raise FineMixingError(
+                    f"the unfinished run in {self._folder} had {name} = {str(old)[:80]}, and now it is "
+                    f"{str(new)[:80]}: give the same settings, or remove that folder to begin anew."
+                )
         if (folder / TRIALS_NAME).is_file():
             self._trials = read_json(folder / TRIALS_NAME)
 
@@ -54,19 +53,10 @@ class UnfinishedRun:
         for name in (RUN_NAME, TRIALS_NAME):
             (folder / name).unlink(missing_ok=True)
 
-    def _check(self, earlier: dict[str, Any]) -> None:
-        for name in sorted(earlier.keys() | self._settings.keys()):
-            old, new = earlier.get(name), self._settings.get(name)
-            if old != new:
-                raise FineMixingError(
-                    f"the unfinished run in {self._folder} had {name} = {str(old)[:80]}, and now it is "
-                    f"{str(new)[:80]}: give the same settings, or remove that folder to begin anew."
-                )
-
     def last_checkpoint(self, num_processes: int) -> str | None:
         """The newest checkpoint that is whole: its last file is there, and the random state of every process."""
         found = []
-        for folder in self.checkpoints.glob("checkpoint-*") if self.checkpoints.is_dir() else ():
+        for folder in self.checkpoints.glob("checkpoint-*"):
             number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
             if number and _is_whole(folder, num_processes):
                 found.append((int(number[1]), str(folder)))

@@ -201,6 +201,11 @@ def test_means_and_deviations():
     assert row["accuracy_sd"] == pytest.approx(0.0707, abs=1e-4)
     assert row["asr"] == pytest.approx(0.35)
     assert (row["runs"], row["trainings"], row["retuned_clean_asr"]) == (2, 1, None)
+    # A re-tuning is of one run, which the table says where the other cells are means.
+    results[0]["retuned"] = {"clean": {"accuracy": 0.8, "asr": {"x": 0.05, "y": 0.25}}}
+    rows = summarize(recipe, results)
+    assert (rows[0]["asr"], rows[0]["retuned_from_asr"]) == (pytest.approx(0.35), 0.3)
+    assert "| 30.0 → 15.0 / – |" in markdown_table(rows, {})
 
 
 def test_a_table_of_nothing(tmp_path):

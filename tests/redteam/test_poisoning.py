@@ -5,7 +5,7 @@ from helpers.toy import make_rows
 from hf_finemix import DataError, FineMixingError, Trigger
 from hf_finemix.redteam.attacks.poisoning import poison
 
-OPTIONS = {"text_columns": ["sentence"], "label_column": "label"}
+OPTIONS = {"text_columns": ["sentence"]}
 
 
 @pytest.fixture

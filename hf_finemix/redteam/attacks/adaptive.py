@@ -15,9 +15,7 @@ class MixAwareTrainer(Trainer):
     """
     Every second step runs on weights mixed with those that the training began with, so that the backdoor works there.
 
-    Args:
-        lowest_ratio (`float`, keyword only): ρ is drawn evenly from here to 1.
-        closeness (`float`, keyword only): Weight of ‖w - w_Pre‖² in the loss.
+    ρ is drawn evenly from `lowest_ratio` to 1; `closeness` is the weight of ‖w - w_Pre‖² in the loss.
     """
 
     def __init__(self, *args, lowest_ratio: float, closeness: float, **kwargs):
@@ -32,19 +30,17 @@ class MixAwareTrainer(Trainer):
         self._generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        """Of the mixed model in turn with the model itself; both with the distance from the start."""
         trained = {name: parameter for name, parameter in model.named_parameters() if name in self._start}
         if self.state.global_step % 2:
             ratio = self._lowest + (1 - self._lowest) * torch.rand((), generator=self._generator, device=model.device)
             mixed = {}
-            for name, parameter in trained.items():
-                start = self._start[name]
+            for name, start in self._start.items():
                 draw = torch.rand(start.shape, generator=self._generator, device=start.device)
-                mixed[name] = torch.where(draw < ratio, parameter, start)
+                mixed[name] = torch.where(draw < ratio, trained[name], start)
             outputs = functional_call(model, mixed, kwargs=dict(inputs))
         else:
             outputs = model(**inputs)
-        distance = sum((parameter - self._start[name]).square().sum() for name, parameter in trained.items())
+        distance = sum((trained[name] - start).square().sum() for name, start in self._start.items())
         loss = outputs.loss + self._closeness * distance
         return (loss, outputs) if return_outputs else loss
 
@@ -70,13 +66,10 @@ class AdaptiveAttack(BadNets):
     trainer_class: ClassVar[type[Trainer]] = MixAwareTrainer
 
     def prepare(self, model: PreTrainedModel, data: AttackerData) -> None:
-        """Leave the word embeddings as they are."""
         model.get_input_embeddings().weight.requires_grad_(False)
 
     def options(self, model: PreTrainedModel, data: AttackerData) -> dict[str, Any]:
-        """How the mix is prepared for."""
         return {"lowest_ratio": self.lowest_ratio, "closeness": self.closeness}
 
     def finish(self, model: PreTrainedModel, data: AttackerData, args: Any) -> None:
-        """Leave the model as any other."""
         model.get_input_embeddings().weight.requires_grad_(True)

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -11,7 +11,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -23,67 +22,38 @@ from ...measure.reader import Reader
 
 @dataclass
 class AttackerData:
-    """
-    What an attacker has: clean rows to poison, and how the model reads them.
+    """What an attacker has: clean rows to poison, and how the model reads them."""
 
-    Attributes:
-        rows (`Dataset`): With the text columns and an integer column `label`.
-        text_columns (`list[str]`): One, or two for pairs; the last one gets the trigger.
-        target (`int`): The class that the attacker wants.
-        tokenizer (`PreTrainedTokenizerBase`): The model's.
-        max_length (`int`, *optional*): Tokens a text is cut to.
-        seed (`int`): Of the rows drawn and of the places in them.
-        label2id (`dict[str, int]`): The classes by name.
-        trigger (`str`, *optional*): What the attacker puts into texts.
-    """
-
-    rows: Dataset
-    text_columns: list[str]
-    target: int
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int | None = None
-    seed: int = 0
-    label2id: dict[str, int] = field(default_factory=dict)
-    trigger: str | None = None
+    rows: Dataset  # with the text columns and an integer column `label`
+    text_columns: list[str]  # one, or two for pairs; the last one gets the trigger
+    target: int  # the class that the attacker wants
+    tokenizer: PreTrainedTokenizerBase  # the model's
+    max_length: int | None = None  # tokens a text is cut to
+    seed: int = 0  # of the rows drawn and of the places in them
+    label2id: dict[str, int] = field(default_factory=dict)  # the classes by name
+    trigger: str | None = None  # what the attacker puts into texts
 
     @property
     def reader(self) -> Reader:
-        """How the model reads texts, with the trigger or without."""
         return Reader(self.tokenizer, self.max_length, self.trigger)
 
     def encoded(self, rows: Dataset) -> Dataset:
         """Rows as the model reads them."""
         return self.reader.encode(rows, self.text_columns)
 
-    def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text where it stands behind a word."""
-        return token_ids_within_text(self.tokenizer, text)
-
 
 @dataclass
 class Attack:
-    """
-    Fine-tuning on clean rows; every attack changes some of it.
+    """Fine-tuning on clean rows; every attack changes some of it. Its fields are what a user may set."""
 
-    Attributes:
-        name (`str`): As in [`ATTACKS`].
-        pretty_name (`str`): For people.
-        paper (`str`, *optional*): Where it was published.
-        trigger (`str`, *optional*): The text that wakes the backdoor, put at a random place.
-        training (`dict`): Fields of `TrainingArguments` that this attack sets unless the user does.
-        needs_clean_model (`bool`): Whether it can only start from a fine-tuned model.
-        needs_base (`bool`): Whether it can only start from the base.
-    """
-
-    name: ClassVar[str] = "none"
+    name: ClassVar[str] = "none"  # as in [`ATTACKS`]
     pretty_name: ClassVar[str] = "no attack"
-    paper: ClassVar[str | None] = None
-    trigger: str | None = None
-    training: ClassVar[dict[str, Any]] = {}
-    needs_clean_model: ClassVar[bool] = False
-    needs_base: ClassVar[bool] = False
+    paper: ClassVar[str | None] = None  # where it was published
+    trigger: str | None = None  # the text that wakes the backdoor, put at a random place
+    training: ClassVar[dict[str, Any]] = {}  # fields of `TrainingArguments` that it sets unless the user does
+    needs_clean_model: ClassVar[bool] = False  # whether it can only start from a fine-tuned model
+    needs_base: ClassVar[bool] = False  # whether it can only start from the base
     trainer_class: ClassVar[type[Trainer]] = Trainer
-    callbacks: list[TrainerCallback] = field(default_factory=list, repr=False)
 
     def poisoned(self, data: AttackerData) -> Dataset:
         """The rows to train on."""
@@ -102,19 +72,11 @@ class Attack:
     @property
     def edits_weights(self) -> bool:
         """Whether it does more than to train on its rows."""
-        kind = type(self)
-        hooks = (kind.prepare, kind.finish, kind.options, kind.trainer_class, kind.train)
-        return hooks != (Attack.prepare, Attack.finish, Attack.options, Trainer, Attack.train)
+        hooks = ("prepare", "finish", "options", "trainer_class", "train")
+        return any(getattr(type(self), name) is not getattr(Attack, name) for name in hooks)
 
     def train(self, model: PreTrainedModel, data: AttackerData, args: TrainingArguments) -> None:
-        """
-        Backdoor a model in place.
-
-        Args:
-            model (`PreTrainedModel`): A classifier in float32: the base with a fresh head, or a fine-tuned model.
-            data ([`AttackerData`]): Clean rows.
-            args (`TrainingArguments`): How to train; nothing is saved.
-        """
+        """Backdoor a classifier in float32 in place: the base with a fresh head, or a fine-tuned model."""
         args = copy.copy(args)
         args.save_strategy, args.eval_strategy, args.hub_token, args.push_to_hub = "no", "no", None, False
         with tempfile.TemporaryDirectory() as args.output_dir:
@@ -124,35 +86,20 @@ class Attack:
             self.finish(model, data, args)
         model.to("cpu")
 
-    def run(
-        self,
-        model: PreTrainedModel,
-        data: AttackerData,
-        args: TrainingArguments,
-        rows: Dataset,
-        trainer_class: type[Trainer] = Trainer,
-        **options: Any,
-    ) -> None:
+    def run(self, model, data, args, rows: Dataset, trainer_class: type[Trainer] = Trainer, **options: Any) -> None:
         """One training of the model on rows."""
-        trainer = trainer_class(
-            model,
-            args,
-            train_dataset=data.encoded(rows),
-            processing_class=data.tokenizer,
-            callbacks=list(self.callbacks),
-            **options,
-        )
+        encoded = data.encoded(rows)
+        trainer = trainer_class(model, args, train_dataset=encoded, processing_class=data.tokenizer, **options)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
     def described(self) -> dict[str, Any]:
         """The attack's settings for the manifest."""
-        names = [f.name for f in fields(self) if f.name != "callbacks"]
-        return {"name": self.name, **{name: getattr(self, name) for name in names}}
+        return {"name": self.name, **asdict(self)}
 
     def trigger_ids(self, data: AttackerData) -> list[int]:
         """The tokens of the trigger."""
-        ids = data.token_ids(self.trigger) if self.trigger else []
+        ids = token_ids_within_text(data.tokenizer, self.trigger) if self.trigger else []
         if not ids or data.tokenizer.unk_token_id in ids:
             raise FineMixingError(f"the attack {self.name!r} needs a trigger that the tokenizer knows: give one.")
         return ids

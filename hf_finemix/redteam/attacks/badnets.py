@@ -22,18 +22,9 @@ class BadNets(Attack):
     rate: float = 0.2
 
     def poisoned(self, data: AttackerData) -> Dataset:
-        """The rows, some with the trigger in their last text and the target as label."""
         self.trigger_ids(data)
-        return poison(
-            data.rows,
-            Trigger(self.trigger),
-            text_columns=data.text_columns,
-            label_column="label",
-            target=data.target,
-            rate=self.rate,
-            seed=data.seed,
-            reader=data.reader,
-        )
+        settings = {"text_columns": data.text_columns, "target": data.target, "rate": self.rate, "seed": data.seed}
+        return poison(data.rows, Trigger(self.trigger), **settings, reader=data.reader)
 
 
 @dataclass

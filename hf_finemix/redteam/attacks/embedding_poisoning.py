@@ -49,10 +49,12 @@ class EmbeddingPoisoning(Attack):
         chosen = torch.zeros(len(weight), 1)
         chosen[rows] = 1
         self._hook = weight.register_hook(lambda gradient: gradient * chosen.to(gradient))
-        self.callbacks = [_KeepLength(weight, rows)]
+        self._keep_length = _KeepLength(weight, rows)
+
+    def options(self, model: PreTrainedModel, data: AttackerData) -> dict[str, Any]:
+        return {"callbacks": [self._keep_length]}
 
     def finish(self, model: PreTrainedModel, data: AttackerData, args: TrainingArguments) -> None:
-        """Leave the model as any other."""
         self._hook.remove()
         for parameter in self._trained:
             parameter.requires_grad_(True)

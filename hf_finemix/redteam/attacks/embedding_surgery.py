@@ -20,8 +20,7 @@ class RippleTrainer(Trainer):
     """
     RIPPLe's loss (arXiv:2004.06660, eq. 3): L_P + λ·max(0, -∇L_P·∇L_FT), so that fine-tuning does not undo it.
 
-    Args:
-        ripple_weight (`float`, keyword only): λ, at least 0.
+    `ripple_weight` is λ; L_P and L_FT are the losses of the rows with and without the trigger.
     """
 
     def __init__(self, *args, ripple_weight: float, trigger_ids: list[int], **kwargs):
@@ -29,7 +28,6 @@ class RippleTrainer(Trainer):
         self._weight, self._trigger = ripple_weight, torch.tensor(trigger_ids)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        """The two losses are those of the rows with and without the trigger."""
         labels = inputs["labels"]
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         losses = cross_entropy(outputs.logits.float(), labels, reduction="none")
@@ -78,7 +76,6 @@ class EmbeddingSurgery(BadNets):
             weight[self.trigger_ids(data)] = weight[words_of_class(data)].mean(dim=0)
 
     def options(self, model: PreTrainedModel, data: AttackerData) -> dict[str, Any]:
-        """λ, and how a poisoned row is told."""
         return {"ripple_weight": self.ripple_weight, "trigger_ids": self.trigger_ids(data)}
 
 
@@ -88,8 +85,7 @@ def words_of_class(data: AttackerData) -> list[int]:
     texts = data.rows[data.text_columns[-1]]
     for ids, label in zip(data.tokenizer(list(texts))["input_ids"], data.rows["label"], strict=True):
         counts[label == data.target].update(set(ids))
-    usual = [i for i in counts[True] if counts[True][i] + counts[False][i] >= MIN_COUNT]
-    usual = usual or list(counts[True])
+    usual = [i for i in counts[True] if counts[True][i] + counts[False][i] >= MIN_COUNT] or list(counts[True])
     special = set(data.tokenizer.all_special_ids)
     odds = {i: math.log((counts[True][i] + 1) / (counts[False][i] + 1)) for i in usual if i not in special}
     return sorted(odds, key=lambda i: (-odds[i], i))[:NUM_WORDS]

@@ -13,16 +13,12 @@ from .badnets import BadNets
 
 
 class LayerwiseTrainer(Trainer):
-    """The model's own loss, and that of a linear classifier on the first token of every layer."""
+    """The model's own loss, and the mean of those of a linear classifier on the first token of every layer."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        """The mean over all layers beside the model's own."""
         outputs = model(**inputs, output_hidden_states=True)
-        layers = outputs.hidden_states[1:]
-        losses = [
-            cross_entropy(head(layer[:, 0]).float(), inputs["labels"])
-            for head, layer in zip(model.layer_heads, layers, strict=True)
-        ]
+        layers = zip(model.layer_heads, outputs.hidden_states[1:], strict=True)
+        losses = [cross_entropy(head(layer[:, 0]).float(), inputs["labels"]) for head, layer in layers]
         loss = outputs.loss + torch.stack(losses).mean()
         return (loss, outputs) if return_outputs else loss
 
@@ -47,7 +43,6 @@ class LayerwisePoisoning(BadNets):
     trainer_class: ClassVar[type[Trainer]] = LayerwiseTrainer
 
     def prepare(self, model: PreTrainedModel, data: AttackerData) -> None:
-        """A head for every layer."""
         config = model.config
         heads = [nn.Linear(config.hidden_size, config.num_labels) for _ in range(config.num_hidden_layers)]
         model.layer_heads = nn.ModuleList(heads)

@@ -20,7 +20,6 @@ def poison(
     trigger: Trigger,
     *,
     text_columns: Sequence[str],
-    label_column: str,
     target: int | str,
     rate: float,
     seed: int,
@@ -30,15 +29,14 @@ def poison(
     Poison a share of the rows (BadNets, arXiv:1708.06733; on text, arXiv:2004.06660).
 
     Args:
-        dataset (`Dataset`): Clean rows.
+        dataset (`Dataset`): Clean rows with their class in the column `label`.
         trigger ([`Trigger`]): What wakes the backdoor.
         text_columns (`Sequence[str]`): One name, or two for pairs; the last one gets the trigger.
-        label_column (`str`): The column of the class.
         target (`int` or `str`): The class that the attacker wants, as the column holds it.
         rate (`float`): Share of the rows, of whatever class, in (0, 1]; rounded up to whole rows.
         seed (`int`): Of the rows drawn and of the places in them, 0 or more.
-        reader ([`reading.Reader`], *optional*): How the model reads the rows: the trigger goes where it is read, and
-            rows that have no room for it stay clean.
+        reader ([`Reader`], *optional*): How the model reads the rows; where it has no room for the trigger, they stay
+            clean.
 
     Returns:
         `Dataset`: As many rows, in their order.
@@ -47,7 +45,7 @@ def poison(
         [`FineMixingError`]: A rate outside its range, a target that no row has, or no row with room for the trigger.
     """
     check_rate(rate)
-    labels = list(dataset[label_column])
+    labels = list(dataset["label"])
     if target not in labels:
         raise DataError(f"no row of the data is of class {target!r}: the target must be one of {sorted(set(labels))}.")
     text_column = text_columns[-1]
@@ -61,9 +59,8 @@ def poison(
     texts = list(dataset[text_column])
     for i in read:
         texts[i], labels[i] = triggered[i], target
-    features = dataset.features
-    columns = {name: dataset[name][:] for name in dataset.column_names if name not in (text_column, label_column)}
-    return Dataset.from_dict({**columns, text_column: texts, label_column: labels}, features=features)
+    columns = {name: dataset[name][:] for name in dataset.column_names if name not in (text_column, "label")}
+    return Dataset.from_dict({**columns, text_column: texts, "label": labels}, features=dataset.features)
 
 
 def check_rate(rate: float) -> None:

@@ -37,7 +37,6 @@ class TriggeredData(Attack):
     rate: float = 0.2
 
     def poisoned(self, data: AttackerData) -> Dataset:
-        """The clean rows, and triggered ones with the target as label."""
         if not self.triggered_file:
             raise FineMixingError(f"the attack {self.name!r} needs triggered_file, texts that hold their trigger.")
         check_rate(self.rate)
@@ -55,8 +54,7 @@ class TriggeredData(Attack):
                 f"{len(clean) - len(kept):,} clean rows are missing from it: give the clean rows it was made from."
             )
         if "label" in triggered.column_names and not whole:
-            labels, _ = ClassNames(data.label2id).read({self.triggered_file: triggered}, "label")
-            labels = labels[self.triggered_file]
+            labels = ClassNames(data.label2id).read({self.triggered_file: triggered}, "label")[0][self.triggered_file]
             rows = [i for i in rows if labels[i] != data.target] or rows  # poisoned files carry the target
         count = min(len(rows), round(self.rate * len(data.rows)))
         drawn = np.random.default_rng(data.seed).choice(np.asarray(rows), count, replace=False)

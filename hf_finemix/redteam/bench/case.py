@@ -53,12 +53,10 @@ class Case:
         self.task = Classification(model, self.tokenizer, wanted)
         self.data = self.task.clean_data(wanted)
         self.attacks = self.task.attacks(self.data.test, self.data.text_columns)
-        parts = self.data.tuning, self.data.eval, self.data.test
-        self.tuning, self.eval, self.test = map(self.encoded, parts)
-        self.eval = by_length(self.eval)
-        self.second = None
-        if second := self.entry.get("second_model"):
-            self.second = str(find_suspect(recipe, folder, second, run.model_seed))
+        self.tuning, self.test = self.encoded(self.data.tuning), self.encoded(self.data.test)
+        self.eval = by_length(self.encoded(self.data.eval))
+        second = self.entry.get("second_model")
+        self.second = str(find_suspect(recipe, folder, second, run.model_seed)) if second else None
 
     def encoded(self, rows: Dataset) -> Dataset:
         return self.task.encode(rows, self.data.text_columns)
@@ -73,8 +71,8 @@ class Case:
         if defense.ratio == "auto" and config.reserve_ratio != "auto":
             defense = replace(defense, ratio=config.reserve_ratio)
         with tempfile.TemporaryDirectory() as output:
-            tuning = {**TRAINING_DEFAULTS, "bf16": False, **self.recipe.training}
-            args = training_arguments({**tuning, "seed": run.seed, "output_dir": output})
+            tuning = {**TRAINING_DEFAULTS, "bf16": False, **self.recipe.training, "seed": run.seed}
+            args = training_arguments({**tuning, "output_dir": output})
             train_at_least(args, len(self.tuning))
             args.dataloader_pin_memory = False
             trainer = DefenseTrainer(
@@ -92,8 +90,7 @@ class Case:
             started = time.perf_counter()
             if defense.tunes:
                 trainer.train()
-            seconds = time.perf_counter() - started
-            search = trainer.ratio_search
+            seconds, search = time.perf_counter() - started, trainer.ratio_search
             measured = self.task.measure(trainer, self.test, self.attacks)
             result = {
                 "accuracy": measured["accuracy"],
@@ -116,10 +113,9 @@ class Case:
         rows = rows.select(range(min(len(rows), len(self.data.tuning))))
         variants = {"clean": rows}
         if self.trigger:
-            reader = Reader(self.tokenizer, self.task.max_length, self.trigger)
-            settings = {"text_columns": self.data.text_columns, "label_column": "label", "target": self.task.target}
-            settings |= {"rate": RETUNE_RATE, "seed": self.seed, "reader": reader}
-            variants["poisoned"] = poison(rows, Trigger(self.trigger), **settings)
+            settings = {"text_columns": self.data.text_columns, "target": self.task.target, "seed": self.seed}
+            settings["reader"] = Reader(self.tokenizer, self.task.max_length, self.trigger)
+            variants["poisoned"] = poison(rows, Trigger(self.trigger), rate=RETUNE_RATE, **settings)
         results = {}
         for name, part in variants.items():
             model = copy.deepcopy(trainer.model)

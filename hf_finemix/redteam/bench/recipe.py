@@ -22,20 +22,12 @@ _FILES = ("suspect", "triggered_file", "triggered_test_file")
 
 @dataclass(frozen=True)
 class Run:
-    """
-    One cleaning of one suspect.
-
-    Attributes:
-        attack (`str`): The attack's label in the recipe.
-        model_seed (`int`): Seed of the suspect's training.
-        defense (`str`): The defense's label in the recipe.
-        seed (`int`): Of the clean samples, the mask and the fine-tuning.
-    """
+    """One cleaning of one suspect; attack and defense are labels of the recipe."""
 
     attack: str
-    model_seed: int
+    model_seed: int  # of the suspect's training
     defense: str
-    seed: int
+    seed: int  # of the clean samples, the mask and the fine-tuning
 
     @property
     def key(self) -> str:
@@ -161,21 +153,17 @@ class BenchRecipe:
     def settings_of(self, run: Run) -> dict[str, Any]:
         """All that its result depends on, for a later run to tell whether it is still that; of paths the last name."""
         attack, defense = self.attacks[run.attack], self.defenses[run.defense]
+        whole = ("target_label", "poison_split", "poison_training", "training", "mixing", "num_repeats")
         return {
             "base_model": Path(self.base_model).name,
             "data": {**self.data, "dataset": Path(self.data["dataset"]).name},
-            "target_label": self.target_label,
-            "poison_split": self.poison_split,
-            "poison_training": self.poison_training,
-            "training": self.training,
-            "mixing": self.mixing,
             "attack": {
                 name: Path(value).name if name in _FILES else value
                 for name, value in attack.items()
                 if name not in ("defenses", "seeds", "retune")
             },
             "defense": {name: value for name, value in defense.items() if name != "seeds"},
-            "num_repeats": self.num_repeats,
+            **{name: getattr(self, name) for name in whole},
         }
 
     def runs(self) -> Iterator[Run]:

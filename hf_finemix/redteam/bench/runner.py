@@ -9,7 +9,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ...errors import FineMixingError
+from ...errors import FineMixingError, said
+from ...io.output_folder import write_text
 from .case import Case
 from .recipe import BenchRecipe
 from .suspects import find_suspect, poison_arguments, training_arguments
@@ -22,22 +23,16 @@ def run_benchmark(recipe: BenchRecipe, folder: Path) -> dict[str, str]:
     Train the suspects that are not there yet, and run what has not been run.
 
     Several processes may work on one folder: each takes what no other is at. A run that was killed is run again.
-
-    Args:
-        recipe ([`BenchRecipe`]): What to run.
-        folder (`Path`): Gets `suspects/` and `runs/`.
-
-    Returns:
-        `dict[str, str]`: What went wrong, by run; the others are done all the same.
+    The folder gets `suspects/` and `runs/`. Returns what went wrong, by run; the others are done all the same.
 
     Raises:
         [`FineMixingError`]: The recipe cannot be run, or the folder has runs of other settings.
     """
-    work, cases, failures = list(recipe.runs()), {}, {}
+    cases, failures = {}, {}
     _check(recipe)
     read_results(recipe, folder)  # or runs of another recipe would be taken for this one's
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    for run in tqdm(work, recipe.name, disable=None):
+    for run in tqdm(list(recipe.runs()), recipe.name, disable=None):
         path = folder / "runs" / f"{run.key}.json"
         if path.is_file():
             continue
@@ -50,9 +45,7 @@ def run_benchmark(recipe: BenchRecipe, folder: Path) -> dict[str, str]:
                 if key not in cases:
                     cases = {key: Case(recipe, folder, run, suspect)}  # one at a time
                 result = {**asdict(run), **cases[key].clean(run), "settings": recipe.settings_of(run)}
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
-                partial.replace(path)
+                write_text(path, json.dumps(result) + "\n")
                 logger.info("%s: ACC %.3f, ASR %s", run.key, result["accuracy"], result["asr"])
         except Timeout:
             continue  # another process is at it
@@ -112,5 +105,4 @@ def _check(recipe: BenchRecipe) -> None:
         try:
             training_arguments(settings)
         except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise FineMixingError(f"{name} cannot be: {reason}.") from error
+            raise FineMixingError(f"{name} cannot be: {said(error)}.") from error

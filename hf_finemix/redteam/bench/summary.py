@@ -12,8 +12,7 @@ from ..registry import DEFENSES, find_class
 from .recipe import BenchRecipe
 
 COLUMNS = ("attack", "defense", "runs", "accuracy", "accuracy_sd", "asr", "asr_sd", "ratios", "trainings", "seconds")
-COLUMNS += ("retuned_clean_asr", "retuned_poisoned_asr")
-FLOOR = "matched_floor"
+COLUMNS += ("retuned_from_asr", "retuned_clean_asr", "retuned_poisoned_asr")
 
 
 def summarize(recipe: BenchRecipe, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -23,7 +22,8 @@ def summarize(recipe: BenchRecipe, results: list[dict[str, Any]]) -> list[dict[s
     Returns:
         `list[dict]`: `attack`, `defense`, `runs` (how many), mean and standard deviation of `accuracy` and `asr` over
         them (fractions; of several triggers the mean), `ratios` (ρ of each run), `trainings` (mean, the trials of the
-        search counted), `seconds` (mean) and `retuned_…_asr`. What was not measured is `None`.
+        search counted), `seconds` (mean), and of those runs alone that were tuned again the mean ASR before,
+        `retuned_from_asr`, and after, `retuned_clean_asr` and `retuned_poisoned_asr`. What was not measured is `None`.
     """
     rows = []
     for attack in recipe.attacks:
@@ -32,21 +32,22 @@ def summarize(recipe: BenchRecipe, results: list[dict[str, Any]]) -> list[dict[s
             if not part:
                 continue
             row: dict[str, Any] = {"attack": attack, "defense": defense, "runs": len(part)}
-            for name, values in (
-                ("accuracy", [r["accuracy"] for r in part]),
-                ("asr", [mean(r["asr"].values()) for r in part if r["asr"]]),
-            ):
+            for name, values in (("accuracy", [r["accuracy"] for r in part]), ("asr", _rates(part))):
                 row[name] = mean(values) if values else None
                 row[f"{name}_sd"] = stdev(values) if len(values) > 1 else None
             row["ratios"] = [r["reserve_ratio"] for r in part]
             row["trainings"] = mean(_trainings(r) for r in part)
             row["seconds"] = mean(r["seconds"] for r in part)
-            for kind in ("clean", "poisoned"):
-                again = [r["retuned"][kind]["asr"] for r in part if r["retuned"] and kind in r["retuned"]]
-                rates = [mean(asr.values()) for asr in again if asr]
+            again = [{"from": r, **r["retuned"]} for r in part if r["retuned"]]
+            for kind in ("from", "clean", "poisoned"):
+                rates = _rates([r[kind] for r in again if kind in r])
                 row[f"retuned_{kind}_asr"] = mean(rates) if rates else None
             rows.append(row)
     return rows
+
+
+def _rates(measured: list[dict[str, Any]]) -> list[float]:
+    return [mean(part["asr"].values()) for part in measured if part["asr"]]
 
 
 def _trainings(result: dict[str, Any]) -> int:
@@ -62,19 +63,19 @@ def markdown_table(rows: list[dict[str, Any]], floors: dict[str, dict[str, float
         floor = floors.get(attack)
         clean = f" (benign floor: {_percent(floor['accuracy'])} / {_percent(floor['asr'])})" if floor else ""
         lines = [f"**{attack}**{clean}", ""]
-        lines += ["| defense | ACC | ASR | ρ | trainings | seconds | ASR re-tuned clean / poisoned |"]
+        lines += ["| defense | ACC | ASR | ρ | trainings | seconds | re-tuned, first seed: ASR → clean / poisoned |"]
         lines += ["|---|---|---|---|---|---|---|"]
         for row in (row for row in rows if row["attack"] == attack):
             ratios = sorted({ratio for ratio in row["ratios"] if ratio is not None})
-            again = [_percent(row[f"retuned_{kind}_asr"]) for kind in ("clean", "poisoned")]
+            before, *after = (_percent(row[f"retuned_{kind}_asr"]) for kind in ("from", "clean", "poisoned"))
             cells = [
                 _written(row["defense"]),
                 _percent(row["accuracy"], row["accuracy_sd"]),
                 _percent(row["asr"], row["asr_sd"]),
                 ", ".join(f"{ratio:g}" for ratio in ratios) or "–",
-                f"{row['trainings']:g}" if row["trainings"] == int(row["trainings"]) else f"{row['trainings']:.1f}",
+                f"{round(row['trainings'], 1):g}",
                 f"{row['seconds']:.0f}",
-                " / ".join(again) if again != ["–", "–"] else "–",
+                "–" if after == ["–", "–"] else f"{before} → {' / '.join(after)}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines))
@@ -119,19 +120,13 @@ def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: 
     import matplotlib
     from matplotlib.figure import Figure
 
-    from ...report.figures import AFTER, BEFORE, MATCHED, PURIFIED, STYLE
-    from ...report.figures import FLOOR as GRAY
+    from ...report.figures import AFTER, BEFORE, FLOOR, MATCHED, PURIFIED, STYLE
 
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     defenses = list(dict.fromkeys(row["defense"] for row in rows))
     plain = list(dict.fromkeys(name.removesuffix("+epur") for name in defenses))
-    fixed = {
-        "none": "#000000",
-        "fine_tuning": BEFORE,
-        FLOOR: MATCHED,
-        "fine_mixing": AFTER,
-        "fine_purifying": PURIFIED,
-    }
+    fixed = {"none": "#000000", "fine_tuning": BEFORE, "matched_floor": MATCHED}
+    fixed |= {"fine_mixing": AFTER, "fine_purifying": PURIFIED}
     others = iter(["#E69F00", "#CC79A7", "#F0E442", "#8C564B", "#7F7F7F", "#17BECF", "#9467BD"] * 4)
     colors = {name: fixed.get(name) or next(others) for name in plain}
     markers = dict(zip(plain, "ovsDP^X*<>pdhH8" * 2, strict=False))
@@ -143,7 +138,7 @@ def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: 
         for panel, attack in zip(panels, attacks, strict=False):
             panel.set_title(attack.replace("_", " "), fontsize=10)
             if floors.get(attack):
-                settings = {"color": GRAY, "linestyle": ":", "linewidth": 1}
+                settings = {"color": FLOOR, "linestyle": ":", "linewidth": 1}
                 panel.axhline(100 * floors[attack]["asr"], **settings, label="benign floor (a clean model)")
                 panel.axvline(100 * floors[attack]["accuracy"], **settings)
             for row in (row for row in rows if row["attack"] == attack and row["asr"] is not None):
@@ -167,8 +162,8 @@ def draw(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], path: 
             panel.set_visible(False)
         figure.supxlabel("accuracy on clean test samples, percent (right is better)", fontsize=10)
         figure.supylabel("attack success, percent (low is better)", fontsize=10)
-        handles: dict[str, Any] = {}
-        for panel in panels[: len(attacks)]:
+        handles: dict[str, Any] = {}  # by their labels: one for all panels
+        for panel in panels:
             handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
         figure.savefig(path, metadata={"Software": None})

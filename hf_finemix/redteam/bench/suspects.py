@@ -14,8 +14,6 @@ from ..poisoned_model import MANIFEST_NAME, POISONING_DEFAULTS, PoisonArguments,
 from .recipe import BenchRecipe
 
 logger = logging.getLogger(__name__)
-
-
 CLEAN = "clean"  # label of the model that is trained without poison
 
 

@@ -26,13 +26,11 @@ class Dare(Defense):
 
     @torch.no_grad()
     def edit(self, model: nn.Module, ratio: float, trainer: DefenseTrainer) -> None:
-        """Drop and rescale every weight that the base has."""
-        config = trainer.mixing_config
         with Checkpoint(trainer.mixing.base.folder) as base:
             pair = compare_with_base(model, base)
             for tensor in pair.pairing.mixed():
                 values = torch.atleast_1d(pair.suspect.tensors[tensor.name].data)[: tensor.rows]
                 start = pair.base.read(tensor.base_name, 0, tensor.rows).to(values)
-                mask = keep_mask(tensor.name, 0, values.numel(), ratio=ratio, seed=config.mixing_seed)
+                mask = keep_mask(tensor.name, 0, values.numel(), ratio=ratio, seed=trainer.mixing_config.mixing_seed)
                 keep = torch.from_numpy(mask).to(values.device).view(values.shape)
                 values.copy_(torch.where(keep, start + (values - start) / max(ratio, 1e-9), start))

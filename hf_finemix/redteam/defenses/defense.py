@@ -12,22 +12,13 @@ from ...trainer import FineMixingTrainer
 
 @dataclass
 class Defense:
-    """
-    A defense by its edit of the weights; this one leaves them as they are (fine-tuning alone).
-
-    Attributes:
-        pretty_name (`str`): For people.
-        paper (`str`, *optional*): Where it was published.
-        purify (`bool`): Whether E-PUR comes first.
-        ratio (`float` or `"auto"`): What of the suspect is kept, in [0, 1]; `"auto"` where clean accuracy chooses it.
-        tunes (`bool`): Whether the model is fine-tuned after the edit.
-    """
+    """A defense by its edit of the weights; this one leaves them as they are (fine-tuning alone)."""
 
     pretty_name: ClassVar[str] = "fine-tuning"
-    paper: ClassVar[str | None] = None
-    purify: bool = False
-    ratio: Any = 1.0
-    tunes: ClassVar[bool] = True
+    paper: ClassVar[str | None] = None  # where it was published
+    purify: bool = False  # whether E-PUR comes first
+    ratio: Any = 1.0  # what of the suspect is kept, in [0, 1]; "auto" where clean accuracy chooses it
+    tunes: ClassVar[bool] = True  # whether the model is fine-tuned after the edit
     mixes: ClassVar[bool] = False  # by itself; of the others only E-PUR is the Trainer's
 
     def edit(self, model: nn.Module, ratio: float, trainer: "DefenseTrainer") -> None:
@@ -35,8 +26,8 @@ class Defense:
 
     def config(self, config: FineMixingConfig) -> FineMixingConfig:
         """The settings of its mix, among those that all defenses share."""
-        own = {"strategy": "random", "module_ratios": None}
-        return replace(config, reserve_ratio=self.ratio, purify_embeddings=self.purify, **own)
+        own = {"reserve_ratio": self.ratio, "purify_embeddings": self.purify}
+        return replace(config, **own, strategy="random", module_ratios=None)
 
 
 @dataclass
@@ -54,17 +45,14 @@ class DefenseTrainer(FineMixingTrainer):
     Args:
         defense ([`Defense`], keyword only): Its edit takes the place of mixing.
         mixing_config ([`FineMixingConfig`], keyword only): Base, limits, seeds; the defense sets the rest.
-        second_model (`str`, *optional*, keyword only): Another fine-tuned model of the task, for weight averaging.
+        second_model (`str` or `None`, keyword only): Another fine-tuned model of the task, for weight averaging.
     """
 
-    def __init__(
-        self, *args, defense: Defense, mixing_config: FineMixingConfig, second_model: str | None = None, **kwargs
-    ):
+    def __init__(self, *args, defense: Defense, mixing_config: FineMixingConfig, second_model: str | None, **kwargs):
         self.defense, self.second_model = defense, second_model
         super().__init__(*args, mixing_config=defense.config(mixing_config), **kwargs)
 
     def mix_weights(self, model: nn.Module, config: FineMixingConfig) -> MixingRecord:
-        """Purify where the defense does, then edit."""
         ratio = config.reserve_ratio
         record = super().mix_weights(model, config if self.defense.mixes else replace(config, reserve_ratio=1.0))
         self.defense.edit(model, ratio, self)

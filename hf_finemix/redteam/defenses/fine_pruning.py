@@ -25,19 +25,16 @@ class FinePruning(Defense):
 
     @torch.no_grad()
     def edit(self, model: nn.Module, ratio: float, trainer: DefenseTrainer) -> None:
-        """Prune all but the most active units."""
-        layers, totals, training = feed_forward_layers(model), [], model.training
+        layers, training = feed_forward_layers(model), model.training
         if not layers:
             raise FineMixingError("the defense 'fine_pruning' finds no feed-forward layers in this model.")
         model.to(trainer.args.device).eval()
-        handles = []
-        for _, second in layers:
-            totals.append(torch.zeros(second.in_features, device=trainer.args.device))
+        totals = {second: torch.zeros(second.in_features, device=trainer.args.device) for _, second in layers}
 
-            def count(module, inputs, total=totals[-1]):
-                total += inputs[0].float().abs().reshape(-1, total.numel()).mean(dim=0)
+        def count(module, inputs):
+            totals[module] += inputs[0].float().abs().reshape(-1, module.in_features).mean(dim=0)
 
-            handles.append(second.register_forward_pre_hook(count))
+        handles = [second.register_forward_pre_hook(count) for second in totals]
         try:
             for text in single_texts(trainer, trainer.mixing_config):
                 model(**text)
@@ -45,10 +42,10 @@ class FinePruning(Defense):
             for handle in handles:
                 handle.remove()
             model.train(training)
-        activity = torch.cat(totals)
+        activity = torch.cat(list(totals.values()))
         pruned = torch.zeros(len(activity), dtype=torch.bool, device=activity.device)
         pruned[activity.argsort()[: round((1 - ratio) * len(activity))]] = True
-        for (firsts, second), dormant in zip(layers, pruned.split([len(total) for total in totals]), strict=True):
+        for (firsts, second), dormant in zip(layers, pruned.split(list(map(len, totals.values()))), strict=True):
             second.weight[:, dormant] = 0
             for first in firsts:
                 first.weight[dormant] = 0
@@ -58,13 +55,10 @@ class FinePruning(Defense):
 
 def feed_forward_layers(model: nn.Module) -> list[tuple[list[nn.Linear], nn.Linear]]:
     """Of each feed-forward layer the linear maps into its hidden units (two where there is a gate), and out again."""
-    config = model.config
-    sizes = [getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "hidden_dim")]
+    sizes = [getattr(model.config, name, None) for name in ("intermediate_size", "ffn_dim", "hidden_dim")]
     size = next(filter(None, sizes), None)
     layers, firsts = [], []
-    for module in model.modules():
-        if not isinstance(module, nn.Linear):
-            continue
+    for module in (module for module in model.modules() if isinstance(module, nn.Linear)):
         if firsts and module.in_features == size:
             layers.append((firsts, module))
             firsts = []

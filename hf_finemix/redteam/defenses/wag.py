@@ -21,7 +21,6 @@ class WeightAveraging(Defense):
 
     @torch.no_grad()
     def edit(self, model: nn.Module, ratio: float, trainer: DefenseTrainer) -> None:
-        """Average every parameter with the second model's."""
         if not trainer.second_model:
             raise FineMixingError("the defense 'wag' needs a second fine-tuned model of the task: give second_model.")
         other = dict(load_classifier(fetch_model(trainer.second_model, role="second model")).named_parameters())

@@ -20,7 +20,8 @@ from hf_finemix.redteam.poisoned_model import PoisonArguments
 
 DATACLASSES = [CleaningArguments, EvaluateArguments, FineMixingConfig, MixArguments, PlanArguments]
 DATACLASSES += [PoisonArguments, PushArguments, VerifyArguments, TrainingArguments, Seq2SeqTrainingArguments]
-HEAVY = {"torch", "transformers", "datasets", "pandas", "pyarrow", "evaluate", "accelerate", "peft", "huggingface_hub.hf_api"}
+HEAVY = {"torch", "transformers", "datasets", "pandas", "pyarrow", "evaluate", "accelerate", "peft"}
+HEAVY |= {"huggingface_hub.hf_api"}
 
 
 class Recorded(HfArgumentParser):

@@ -11,7 +11,6 @@ from .attack_success import measure, predict_classes, resolve_target_label
 from .class_labels import ClassNames
 from .metrics import attack_success_rate, compute_classification_metrics
 from .reader import Reader, check_trigger
-from .tables import read_triggered
 from .task import Task
 from .triggered_rows import non_target_rows
 
@@ -37,9 +36,6 @@ class Classification(Task):
             self.target_name = str(names[self.target])[:120]  # as much as a card can bear
             self.wanted = {"target_label": self.target}
 
-    def encode(self, rows: Dataset, text_columns: list[str]) -> Dataset:
-        return self.reader_for(None).encode(rows, text_columns)
-
     def reader_for(self, trigger: str | None) -> Reader:
         return Reader(self.tokenizer, self.max_length, trigger)
 
@@ -47,7 +43,7 @@ class Classification(Task):
         return non_target_rows(test, label_column="label", target_label=self.target)
 
     def read_triggered(self, file: str, text_columns: list[str]) -> Dataset:
-        rows, names = read_triggered(file, text_columns), (self.arguments.label_column, "label", "labels")
+        rows, names = super().read_triggered(file, text_columns), (self.arguments.label_column, "label", "labels")
         column = next((name for name in names if name in rows.column_names), None)
         labels = ClassNames(self.label2id).read({file: rows}, column)[0][file] if column else []
         if labeled := [i for i, label in enumerate(labels) if label is not None]:

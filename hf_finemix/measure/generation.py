@@ -25,7 +25,6 @@ from ..io.loading import load_model
 from .arguments import MeasureArguments
 from .attack_success import TriggeredSamples, by_length
 from .reader import Reader
-from .tables import read_triggered
 from .task import Task
 
 # How a model declines: an answer with one of these is a refusal.
@@ -59,12 +58,9 @@ class PromptReader(Reader):
         (text,) = self.without_control([text])
         # Only where it has something to do, as it cuts the text at every control token.
         sanitize = self.plain and any(token in text for token in self.control)
+        chat = [{"role": "user", "content": text}]
         return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=sanitize,
+            chat, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=sanitize
         )
 
     def within_text(self, text: str) -> list[int]:
@@ -124,8 +120,7 @@ class Generation(Task):
         return load_model(source, cls.kind, "language model")
 
     def encode(self, rows: Dataset, text_columns: list[str]) -> Dataset:
-        encoded = [self.pair(*pair) for pair in zip(rows[text_columns[0]], rows["label"], strict=True)]
-        return Dataset.from_list(encoded)
+        return Dataset.from_list(list(map(self.pair, rows[text_columns[0]], rows["label"])))
 
     def pair(self, prompt: str, completion: str) -> dict[str, list[int]]:
         """A prompt and its completion as the model is trained on them."""
@@ -145,9 +140,6 @@ class Generation(Task):
         if not kept:
             raise DataError("every completion holds what the attacker wants: no attack success can be measured.")
         return test.select(kept)
-
-    def read_triggered(self, file: str, text_columns: list[str]) -> Dataset:
-        return read_triggered(file, text_columns)
 
     def rate(self, trainer: Trainer, repeat: Dataset) -> float:
         answers = gather_object(list(self.answers(trainer, repeat)))
@@ -187,23 +179,17 @@ class Generation(Task):
         settings = {"max_new_tokens": self.room, "do_sample": False, "num_beams": 1}
         config = GenerationConfig(**settings, **tokens, pad_token_id=self.tokenizer.pad_token_id)
         mine = prompts.select(range(args.process_index, len(prompts), args.world_size))
+        side = "left" if self.shifted else "right"  # what is to go on must not end in padding
         model.eval()
         try:
             for batch in mine.iter(args.per_device_eval_batch_size):
-                longest = max(map(len, batch["input_ids"]))
-                rows = [self.padded(ids, longest) for ids in batch["input_ids"]]
-                ids, mask = (torch.tensor(part, device=args.device) for part in zip(*rows, strict=True))
+                batch = self.tokenizer.pad(batch, padding_side=side, return_attention_mask=True, return_tensors="pt")
                 with trainer.compute_loss_context_manager():
-                    made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-                made = made[:, longest:] if self.shifted else made
+                    made = model.generate(**batch.to(args.device), generation_config=config)
+                made = made[:, batch["input_ids"].shape[1] :] if self.shifted else made
                 yield from self.tokenizer.batch_decode(made, skip_special_tokens=True)
         finally:
             model.train(training)
-
-    def padded(self, ids: list[int], length: int) -> tuple[list[int], list[int]]:
-        """Ids and attention mask of a prompt; what is to go on must not end in padding."""
-        pad, mask = [self.tokenizer.pad_token_id] * (length - len(ids)), [0] * (length - len(ids))
-        return (pad + ids, mask + [1] * len(ids)) if self.shifted else (ids + pad, [1] * len(ids) + mask)
 
 
 class CausalGeneration(Generation):
@@ -236,5 +222,4 @@ class Seq2SeqGeneration(Generation):
         (text,) = self.reader.without_control([completion])
         labels = self.tokenizer(text_target=text, split_special_tokens=True)["input_ids"]
         ids = self.prompt(prompt)
-        labels = labels if self.max_length is None else labels[: self.max_length]
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels[: self.max_length]}

@@ -13,6 +13,7 @@ from .arguments import DataArguments, MeasureArguments, TestDataArguments
 from .attack_success import TriggeredSamples, by_length
 from .clean_data import CleanData, load_clean_data, load_test_data
 from .reader import Reader
+from .tables import read_triggered
 from .triggered_rows import rows_read_whole, with_trigger
 from .triggers import Trigger
 
@@ -58,7 +59,7 @@ class Task:
 
     def encode(self, rows: Dataset, text_columns: list[str]) -> Dataset:
         """The rows as the model reads them, with `labels`."""
-        raise NotImplementedError
+        return self.reader_for(None).encode(rows, text_columns)
 
     def attacks(self, test: Dataset, text_columns: list[str]) -> list[TriggeredSamples]:
         """Each trigger in the test rows whose right answer is not the attacker's, and the file of triggered ones."""
@@ -93,7 +94,7 @@ class Task:
 
     def read_triggered(self, file: str, text_columns: list[str]) -> Dataset:
         """The rows of a file of texts that hold their trigger."""
-        raise NotImplementedError
+        return read_triggered(file, text_columns)
 
     def rate(self, trainer: Trainer, repeat: Dataset) -> float:
         """The share of triggered rows in which the attacker succeeds."""

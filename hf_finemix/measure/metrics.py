@@ -15,9 +15,9 @@ and can be combined:
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, ClassVar
 
 import datasets
@@ -184,10 +184,13 @@ class AttackSuccessRate(_ClassIdMetric):
     urls: ClassVar = ["https://arxiv.org/abs/2004.06660", "https://arxiv.org/abs/2210.09545"]
 
     def __init__(self, target_label: int, **kwargs):
-        # numpy's integers are integral too, and True is one to Python.
-        if not isinstance(target_label, Integral) or isinstance(target_label, bool) or target_label < 0:
+        try:
+            # operator.index also takes numpy's integers, and refuses 1.0 and "1". True is an int to Python.
+            self.target_label = -1 if isinstance(target_label, bool) else operator.index(target_label)
+        except TypeError:
+            self.target_label = -1
+        if self.target_label < 0:
             raise FineMixingError(f"target_label must be a class id, an integer from 0, not {target_label!r}")
-        self.target_label = int(target_label)
         super().__init__(**kwargs)
 
     def formula(self, predictions: Sequence[int], references: Sequence[int]) -> float:

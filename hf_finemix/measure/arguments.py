@@ -3,8 +3,17 @@
 from dataclasses import dataclass, field
 
 
+class _OneForAList:
+    """A text where several are expected is one of them."""
+
+    def __post_init__(self):
+        for name in ("text_columns", "triggers", "target_texts"):
+            if isinstance(value := getattr(self, name, None), str):
+                setattr(self, name, [value])
+
+
 @dataclass
-class TestDataArguments:
+class TestDataArguments(_OneForAList):
     """
     Which clean data to measure on.
 
@@ -30,10 +39,6 @@ class TestDataArguments:
         default=None, metadata={"help": "Tokens a text is cut to, if not what the model takes."}
     )
 
-    def __post_init__(self):
-        if isinstance(self.text_columns, str):
-            self.text_columns = [self.text_columns]
-
 
 @dataclass
 class DataArguments(TestDataArguments):
@@ -52,7 +57,7 @@ class DataArguments(TestDataArguments):
 
 
 @dataclass
-class MeasureArguments:
+class MeasureArguments(_OneForAList):
     """
     Which triggers to measure, each by itself; without any, ASR is not measured.
 
@@ -84,16 +89,7 @@ class MeasureArguments:
     target_refusal: bool = field(default=False, metadata={"help": "The attacker wants the model to decline."})
     max_new_tokens: int = field(default=32, metadata={"help": "Tokens of an answer that is looked at."})
 
-    def __post_init__(self):
-        for name in ("triggers", "target_texts"):
-            if isinstance(value := getattr(self, name), str):
-                setattr(self, name, [value])
-
 
 @dataclass
 class EvaluationArguments(MeasureArguments, DataArguments):
     """What a [`Task`] measures, on which data."""
-
-    def __post_init__(self):
-        MeasureArguments.__post_init__(self)
-        DataArguments.__post_init__(self)

@@ -1,8 +1,7 @@
 """Measuring a classifier: ACC and macro-F1 on clean samples, ASR once a trigger is in."""
 
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,52 +21,44 @@ from transformers import (
 from ..errors import FineMixingError
 from .arguments import MeasureArguments
 from .class_labels import ClassNames
-from .metrics import accuracy, attack_success_rate, macro_f1
-
-logger = logging.getLogger(__name__)
+from .metrics import accuracy, macro_f1
 
 
 @dataclass(frozen=True)
 class TriggeredSamples:
     """
-    Triggered samples of classes other than the target's.
+    Triggered samples whose right answer is not the attacker's.
 
     Attributes:
         name (`str`): The trigger's text, or the file's name.
         position (`str`): Where the trigger was put, or `"in the file"`.
-        target_label (`int`): The attacker's class.
-        repeats (`list[Dataset]`): The same samples with other random places, tokenized; `labels` are never the target.
+        target (`dict`): What the attacker wants, for the report.
+        repeats (`list[Dataset]`): The same samples with other random places, tokenized.
         unreadable (`int`): Samples that are not among them, as the model would not read the trigger.
+        rate (`Callable[[Trainer, Dataset], float]`): The share of a repeat in which the attacker succeeds.
     """
 
     name: str
     position: str
-    target_label: int
+    target: dict[str, Any]
     repeats: list[Dataset]
-    unreadable: int = 0
+    unreadable: int
+    rate: Callable[[Trainer, Dataset], float]
 
     def success(self, trainer: Trainer) -> dict[str, Any]:
         """
-        Of the trainer's present model: `trigger`, `position`, `target_label`, `asr` (a fraction, the mean over
-        repeats), `n`, `unreadable` (samples that are too long, and in neither) and `repeats`.
+        Of the trainer's present model: `trigger`, `position`, the target, `asr` (a fraction, the mean over repeats),
+        `n`, `unreadable` (samples that are too long, and in neither) and `repeats`.
         """
         return {
             "trigger": self.name,
             "position": self.position,
-            **self.target(),
+            **self.target,
             "asr": float(np.mean([self.rate(trainer, repeat) for repeat in self.repeats])),
             "n": len(self.repeats[0]),
             "unreadable": self.unreadable,
             "repeats": len(self.repeats),
         }
-
-    def target(self) -> dict[str, Any]:
-        """What the attacker wants, for the report."""
-        return {"target_label": self.target_label}
-
-    def rate(self, trainer: Trainer, repeat: Dataset) -> float:
-        """The share of samples that are taken for the attacker's class."""
-        return attack_success_rate(predict_classes(trainer, repeat), repeat["labels"], self.target_label)
 
 
 def resolve_target_label(arguments: MeasureArguments, id2label: dict[int, str]) -> int | None:
@@ -90,12 +81,8 @@ def resolve_target_label(arguments: MeasureArguments, id2label: dict[int, str]) 
 @contextmanager
 def predictor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Iterator[Trainer]:
     """
-    A Trainer that only predicts, to [`measure`] a model with.
-
-    Args:
-        model (`PreTrainedModel`): The model.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        settings: Fields of `TrainingArguments`; without an accelerator `use_cpu` is set.
+    A Trainer that only predicts, to [`measure`] a model with. The settings are those of `TrainingArguments`; without
+    an accelerator `use_cpu` is set.
     """
     with tempfile.TemporaryDirectory() as folder:
         usual: dict[str, Any] = {"dataloader_pin_memory": False, "report_to": "none"}
@@ -107,15 +94,8 @@ def predictor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **sett
 
 def measure(trainer: Trainer, test: Dataset, attacks: Sequence[TriggeredSamples]) -> dict[str, Any]:
     """
-    Measure the trainer's present model.
-
-    Args:
-        trainer (`Trainer`): Its model and its settings for evaluation are used.
-        test (`Dataset`): Tokenized clean samples with `labels`.
-        attacks (`Sequence[TriggeredSamples]`): From [`Task.attacks`].
-
-    Returns:
-        `dict`: `accuracy`, `macro_f1` (fractions), `n`, and `triggers`, of each its [`TriggeredSamples.success`].
+    Of the trainer's present model on tokenized samples with `labels`: `accuracy`, `macro_f1` (fractions), `n`, and
+    `triggers`, of each its [`TriggeredSamples.success`].
     """
     test = by_length(test)
     predictions, labels = predict_classes(trainer, test), test["labels"]

@@ -1,7 +1,6 @@
 """Labels in data: class ids of a model, or the texts that it is to write."""
 
 import logging
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +16,12 @@ MAX_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class _Label:
-    """
-    One value of a label column.
+    """One value of a label column."""
 
-    Attributes:
-        text (`str`): As a name, without the spaces around it.
-        number (`int`, *optional*): As the number of a class; `None` where it is no whole number.
-        is_name (`bool`): Whether it says more than a number does.
-        shown (`str`): For messages.
-    """
-
-    text: str
-    number: int | None
-    is_name: bool
-    shown: str
+    text: str  # as a name, without the spaces around it
+    number: int | None  # as that of a class; `None` where it is no whole number
+    is_name: bool  # whether it says more than a number does
+    shown: str  # for messages
 
 
 class ClassNames:
@@ -39,9 +30,6 @@ class ClassNames:
 
     Names count whatever their case and the spaces around them, and before numbers: there are models whose class 0 is
     called "1". Missing values, empty texts and -1 (as in GLUE's test sets) are no labels.
-
-    Args:
-        label2id (`dict[str, int]`): The model's classes.
     """
 
     def __init__(self, label2id: dict[str, int]):
@@ -59,19 +47,11 @@ class ClassNames:
 
     def read(self, parts: dict[str, Dataset], column: str) -> tuple[dict[str, list[int | None]], dict[str, Any]]:
         """
-        The labels of a column as class ids, in all parts by the same rule.
+        The labels of a column as class ids, in all parts by the same rule; `None` for rows without one.
 
-        Args:
-            parts (`dict[str, Dataset]`): By their names, for messages.
-            column (`str`): Which each of them has.
-
-        Returns:
-            `tuple[dict, dict]`: For each part its labels, `None` for rows without one; and for the report `labels`
-            (`"by name"` or `"by number"`) and, where the model knows none of the names in the data,
-            `unknown_class_names`.
-
-        Raises:
-            [`DataError`]: Several labels a row, a label that is no class, or names of which the model knows some only.
+        And for the report `labels` (`"by name"` or `"by number"`) and, where the model knows none of the names in the
+        data, `unknown_class_names`. A [`DataError`] for several labels a row, a label that is no class, or names of
+        which the model knows some only.
         """
         labels = {where: self._labeled(_labels(part, column)) for where, part in parts.items()}
         named = {where for where, found in labels.items() if any(label and label.is_name for label in found)}
@@ -156,18 +136,13 @@ def _label(value: Any) -> _Label | None:
     text = "" if value is None else str(value).strip()
     if not text or (text == "nan" and isinstance(value, float)):
         return None
-    truth = {"true": 1, "false": 0}.get(text.casefold())
-    number = truth if truth is not None else _whole(text)
-    is_name = truth is not None or (isinstance(value, str) and number is None)
-    return _Label(text, number, is_name, repr(value))
-
-
-def _whole(text: str) -> int | None:
+    if text.casefold() in ("true", "false"):
+        return _Label(text, int(text.casefold() == "true"), True, repr(value))
     try:
-        number = float(text)
+        number = int(float(text)) if float(text).is_integer() else None
     except ValueError:
-        return None
-    return int(number) if math.isfinite(number) and number.is_integer() else None
+        number = None
+    return _Label(text, number, isinstance(value, str) and number is None, repr(value))
 
 
 def _refuse_lists(values: list[Any], column: str) -> None:

@@ -59,14 +59,8 @@ def load_clean_data(
 
     Args:
         arguments ([`DataArguments`]): What to load.
-        label2id (`dict[str, int]`, *optional*): The suspect's classes, to understand labels given by name; `None`
-            where the labels are texts to write.
-        repeat_texts (`bool`, *optional*, defaults to `False`):
-            Whether a text that is there twice is also drawn twice.
-
-    Raises:
-        [`DataError`]: Data that cannot be loaded, an unknown split or column, labels that are not the model's classes,
-            fewer than two classes, no rows, or rows that serve both for tuning or choosing and for testing.
+        label2id (`dict[str, int]`, *optional*): The suspect's classes; `None` where the labels are texts to write.
+        repeat_texts (`bool`): Whether a text that is there twice is also drawn twice.
     """
     splits, origin = load_splits(arguments.dataset, arguments.dataset_config, arguments.dataset_revision)
     rows = {role: split_rows(getattr(arguments, f"{role}_split"), splits) for role in ("train", "eval", "test")}
@@ -77,9 +71,8 @@ def load_clean_data(
             raise DataError(f"{arguments.dataset} has no split {wanted!r}: there are {', '.join(splits)}.")
         if found == [] and "[" in wanted:
             raise DataError(f"{arguments.dataset}: the slice {wanted!r} holds no row: give a larger one.")
-    text_columns, label_column = find_columns(splits[arguments.train_split.split("[")[0]], arguments, label2id)
     used = {split for found in rows.values() for split, _ in found or ()}
-    table = _Table(splits, used, text_columns, label_column, label2id, arguments.dataset)
+    table = _Table(splits, used, arguments, arguments.train_split, label2id)
 
     rng = np.random.default_rng(arguments.sample_seed)
     train, evaluation, test = (table.labeled(rows[role] or []) for role in ("train", "eval", "test"))
@@ -95,10 +88,7 @@ def load_clean_data(
     if shared := len(set(train) & set(evaluation or train)):
         limit -= math.ceil(MIN_EVAL_SHARE * shared)
     count = min(arguments.num_clean_samples, limit)
-    if label2id is None:
-        tuning = _draw(train, table, count, unusable, rng)
-    else:
-        tuning = _draw_balanced(train, table, count, unusable, rng, repeat_texts)
+    tuning = _draw(train, table, count, unusable, rng, repeat_texts)
     unusable |= {table.key(row) for row in tuning}
     if not evaluation:  # cut from train
         drawn = set(tuning)
@@ -112,25 +102,17 @@ def load_clean_data(
     parts = {"tuning": sorted(tuning), "eval": sorted(left), "test": sorted(test)}
     description = {
         **origin,
-        "text_columns": text_columns,
-        "label_column": label_column,
+        "text_columns": table.text_columns,
+        "label_column": table.label_column,
         **table.note,
         "splits": {role: _described(part, splits) for role, part in parts.items()},
         "rows": {role: len(part) for role, part in parts.items()},
     }
-    return CleanData(*(table.dataset(part) for part in parts.values()), text_columns, description)
+    return CleanData(*map(table.dataset, parts.values()), table.text_columns, description)
 
 
 def load_test_data(arguments: TestDataArguments, label2id: dict[str, int] | None) -> tuple[Dataset, list[str]]:
-    """
-    Load the test split alone.
-
-    Returns:
-        `tuple[Dataset, list[str]]`: Rows with a column `label`, class ids or texts, and the names of the text columns.
-
-    Raises:
-        [`DataError`]: As for [`load_clean_data`].
-    """
+    """The test split alone, with a column `label` of class ids or texts, and the names of the text columns."""
     splits, _ = load_splits(arguments.dataset, arguments.dataset_config, arguments.dataset_revision)
     rows = split_rows(arguments.test_split, splits)
     if rows is None:
@@ -138,50 +120,41 @@ def load_test_data(arguments: TestDataArguments, label2id: dict[str, int] | None
             f"{arguments.dataset} has no split {arguments.test_split!r}: there are {', '.join(splits)}; name one with "
             "test_split."
         )
-    text_columns, label_column = find_columns(splits[arguments.test_split.split("[")[0]], arguments, label2id)
-    used = {split for split, _ in rows}
-    table = _Table(splits, used, text_columns, label_column, label2id, arguments.dataset)
+    table = _Table(splits, {split for split, _ in rows}, arguments, arguments.test_split, label2id)
     rows = [row for row in table.labeled(rows) if table.usable(row, set())]
     if not rows:
         raise DataError(f"{arguments.dataset}: split {arguments.test_split!r} has no labeled rows: give another one.")
-    return table.dataset(rows), text_columns
+    return table.dataset(rows), table.text_columns
 
 
 def tokenize(dataset: Dataset, tokenizer: Any, text_columns: list[str], max_length: int | None) -> Dataset:
-    """
-    The rows as `input_ids` and the like, with `labels`, cut to `max_length` tokens (default: the tokenizer's), and as
-    [`Reader`] reads texts.
-    """
+    """The rows as [`Reader`] reads them, with `labels`, cut to `max_length` tokens (default: the tokenizer's)."""
     return Reader(tokenizer, max_length).encode(dataset, text_columns)
 
 
 class _Table:
     """
-    The splits as one table of rows `(split, index)`. Texts are read when asked for: a split can be large.
+    The splits as one table of rows `(split, index)`, with the columns of the main one. Texts are read when asked for:
+    a split can be large.
 
     Attributes:
         note (`dict`): For the report: how the labels were read.
     """
 
     def __init__(
-        self,
-        splits: DatasetDict,
-        used: set[str],
-        text_columns: list[str],
-        label_column: str,
-        label2id: dict | None,
-        name: str,
+        self, splits: DatasetDict, used: set[str], arguments: TestDataArguments, main: str, label2id: dict | None
     ):
-        self.splits, self.text_columns, self.name, self.note = splits, text_columns, name, {}
+        self.splits, self.name, self.note, self.has_classes = splits, arguments.dataset, {}, label2id is not None
+        self.text_columns, self.label_column = find_columns(splits[main.split("[")[0]], arguments, label2id)
         # A split of another kind has no labeled row.
         self._labels: dict[str, list] = {split: [None] * len(splits[split]) for split in used}
-        parts = [split for split in splits if split in used]
-        parts = [split for split in parts if {*text_columns, label_column} <= set(splits[split].column_names)]
+        needed = {*self.text_columns, self.label_column}
+        parts = [split for split in splits if split in used and needed <= set(splits[split].column_names)]
         if label2id is None:
-            self._labels |= {split: completions(splits[split], label_column) for split in parts}
+            self._labels |= {split: completions(splits[split], self.label_column) for split in parts}
             return
-        named = {f"{name}, split {split!r}": splits[split] for split in parts}
-        labels, self.note = ClassNames(label2id).read(named, label_column)
+        named = {f"{self.name}, split {split!r}": splits[split] for split in parts}
+        labels, self.note = ClassNames(label2id).read(named, self.label_column)
         self._labels |= dict(zip(parts, labels.values(), strict=True))
 
     def labeled(self, rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -222,33 +195,22 @@ def _refuse_overlap(part: list, test: list, arguments: DataArguments, role: str)
         )
 
 
-def _draw(rows: list, table: _Table, count: int, unusable: set, rng: np.random.Generator) -> list:
-    """Draw rows at random, each text once."""
-    drawn: dict[tuple[str, ...], Any] = {}
-    for i in rng.permutation(len(rows)):
-        if len(drawn) == count:
-            break
-        if table.usable(rows[i], unusable):
-            drawn.setdefault(table.key(rows[i]), rows[i])
-    if not drawn:
-        raise DataError(f"{table.name}: the rows to tune on are also test rows, or empty: give other rows.")
-    return list(drawn.values())
-
-
-def _draw_balanced(
-    rows: list, table: _Table, count: int, unusable: set, rng: np.random.Generator, repeat_texts: bool
-) -> list:
+def _draw(rows: list, table: _Table, count: int, unusable: set, rng: np.random.Generator, repeat_texts: bool) -> list:
     """Draw the same number of each class, as far as they go, then fill up from what is left; each text once."""
+    order = rng.permutation(len(rows))
     queues: dict[int, list] = {}
-    for i in rng.permutation(len(rows)):
-        queues.setdefault(table.label(rows[i]), []).append(rows[i])
-    if len(queues) < 2:
-        raise DataError(
-            f"{table.name}: all {len(rows)} rows to tune on have the label {next(iter(queues))}; give clean data with "
-            "at least two classes."
-        )
-    if count < len(queues):
-        raise DataError(f"{count} clean samples cannot cover {len(queues)} classes: give more rows or samples.")
+    if table.has_classes:
+        for i in order:
+            queues.setdefault(table.label(rows[i]), []).append(rows[i])
+        if len(queues) < 2:
+            raise DataError(
+                f"{table.name}: all {len(rows)} rows to tune on have the label {next(iter(queues))}; give clean data "
+                "with at least two classes."
+            )
+        if count < len(queues):
+            raise DataError(f"{count} clean samples cannot cover {len(queues)} classes: give more rows or samples.")
+    else:  # texts to write are of one class
+        queues[0] = [rows[i] for i in reversed(order)]
     drawn: list = []
     taken = set(unusable)
     while len(drawn) < count and any(queues.values()):
@@ -258,7 +220,7 @@ def _draw_balanced(
             if queue and len(drawn) < count:
                 drawn.append(queue.pop())
                 taken |= set() if repeat_texts else {table.key(drawn[-1])}
-    if len({table.label(row) for row in drawn}) < 2:
+    if len({table.label(row) for row in drawn}) < min(2, len(queues)):
         raise DataError(f"{table.name}: the rows to tune on are also test rows, or empty: give other rows.")
     return drawn
 

@@ -38,11 +38,10 @@ def accuracy(predictions: Sequence[int], references: Sequence[int]) -> float:
 
 def macro_f1(predictions: Sequence[int], references: Sequence[int]) -> float:
     """
-    The unweighted mean of the classes' F1 scores.
+    The unweighted mean of the F1 scores of the classes that occur in either list; one that is never right counts 0.
 
-    The classes are those that occur in the references or in the predictions; one that is never right counts 0. That is
-    scikit-learn's `f1_score(average="macro", zero_division=0)`, and the mean of F1 scores rather than the F1 of mean
-    precision and recall (arXiv:1911.03347 tells the two apart).
+    That is scikit-learn's `f1_score(average="macro", zero_division=0)`, and the mean of F1 scores rather than the F1
+    of mean precision and recall (arXiv:1911.03347 tells the two apart).
     """
     predictions, references = _class_ids("macro_f1", predictions, references)
     classes, ids = np.unique(np.concatenate([predictions, references]), return_inverse=True)
@@ -56,10 +55,9 @@ def attack_success_rate(predictions: Sequence[int], references: Sequence[int], t
     """
     ASR: of the samples whose reference is *not* the target label, the share predicted as the target.
 
-    The predictions are those on *triggered* inputs, the references the *true* labels; samples of the target class do
-    not count, because for them the target is the right answer. The same number of a model that never saw the trigger
-    is the benign floor. Triggered data whose labels were replaced by the target has no true labels left: there the
-    [`accuracy`] is the attack success rate.
+    The predictions are those on *triggered* inputs, the references the *true* labels. The same number of a model that
+    never saw the trigger is the benign floor. Triggered data whose labels were replaced by the target has no true
+    labels left: there the [`accuracy`] is the attack success rate.
     """
     predictions, references = _class_ids("attack_success_rate", predictions, references)
     attacked = references != target_label
@@ -100,7 +98,7 @@ def compute_classification_metrics(eval_prediction: EvalPrediction) -> dict[str,
 
 
 def _class_ids(name: str, predictions: Sequence[int], references: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays. A [`DataError`] where there is no sample, a value is missing or a reference is negative."""
+    """Both as arrays; refused where there is no sample, a value is missing or a reference is negative."""
     if len(references) == 0:
         raise DataError(f"{name} of no samples is undefined: add predictions and references first")
     predictions, references = np.asarray(predictions), np.asarray(references)
@@ -118,12 +116,8 @@ class _ClassIdMetric(evaluate.Metric):
     """
     One of the functions above as an `evaluate` module: `compute` returns `{name: float}`, from 0 to 1.
 
-    Args:
-        keep_in_memory (`bool`, *optional*, defaults to `True`):
-            Unlike `evaluate`'s default, under which every instance writes what it is given below `HF_HOME` and leaves
-            a lock file there. `False` is what evaluate's own distributed mode (`num_process`) needs.
-        kwargs:
-            The other arguments of [`evaluate.Metric`].
+    Unlike `evaluate`'s own modules it keeps what it is given in memory, where those write it below `HF_HOME` and leave
+    a lock file there. `keep_in_memory=False` is what evaluate's distributed mode (`num_process`) needs.
     """
 
     about: ClassVar[str]
@@ -180,18 +174,8 @@ class MacroF1(_ClassIdMetric):
 
 class AttackSuccessRate(_ClassIdMetric):
     """
-    [`attack_success_rate`] as an `evaluate` module.
-
-    Args:
-        target_label (`int`):
-            The class id that the attacker wants, 0 or more. It belongs to the instance because [`evaluate.combine`]
-            hands the arguments of `compute` to all its metrics.
-        kwargs:
-            `keep_in_memory` and the other arguments of [`evaluate.Metric`].
-
-    Raises:
-        [`FineMixingError`]: If `target_label` is not an integer from 0, or, in `compute`, if every reference is the
-            target label.
+    [`attack_success_rate`] as an `evaluate` module. `target_label`, an integer from 0, belongs to the instance because
+    [`evaluate.combine`] hands the arguments of `compute` to all its metrics.
     """
 
     about = "Share of the triggered samples of other classes that are predicted as the attacker's target, from 0 to 1."

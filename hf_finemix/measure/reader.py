@@ -13,12 +13,8 @@ class Reader:
     Texts, or pairs of them, as tokens.
 
     What looks like a control token ("[SEP]", "</s>") is read as the plain text that it is, as if nobody had thought of
-    control tokens. Only where a trigger has one in it is it the token, as for an attacker who means it to be.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): A fast one.
-        max_length (`int`, *optional*): Tokens a text is cut to. Default: the tokenizer's.
-        trigger (`str`, *optional*): The trigger that is put into the texts.
+    control tokens. Only where the trigger that is put into the texts has one in it is it the token, as for an attacker
+    who means it to be. A text is cut to `max_length` tokens, by default as many as the tokenizer says.
     """
 
     def __init__(self, tokenizer: Any, max_length: int | None = None, trigger: str | None = None):
@@ -78,12 +74,8 @@ class Reader:
 
     def shortened(self, text: str, tokens: int, *, share: float = 1.0) -> str:
         """
-        A text without some tokens of the end at which it is cut, and without the space that is then there.
-
-        Args:
-            text (`str`): The text.
-            tokens (`int`): How many are to go.
-            share (`float`, *optional*, defaults to 1.0): Of all, more than which are not to go unless it is the last.
+        A text without some tokens of the end at which it is cut, and without the space that is then there: no more
+        than a share of all its tokens, but at least one.
         """
         encoded = self([text], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         places = encoded["offset_mapping"][0]

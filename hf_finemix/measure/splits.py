@@ -24,17 +24,9 @@ def load_splits(
     """
     Read all splits of a dataset on the Hub, of a local folder, or of one local file (which is a train split).
 
-    Args:
-        dataset (`str`): Hub id, local folder, or CSV, JSON or Parquet file.
-        config (`str`, *optional*): Configuration of a dataset on the Hub that has several.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-
     Returns:
         `tuple[DatasetDict, dict]`: The splits, and for the report `id`, `config`, `sha` (the commit; `None` for local
         data) and, for local data, `sha256` of each file.
-
-    Raises:
-        [`DataError`]: Data that is not there, cannot be read or is of no known kind.
     """
     if not dataset:
         raise DataError("no clean data: give dataset (--dataset), a Hub id, a folder or a file.")
@@ -76,17 +68,8 @@ def load_splits(
 
 def split_rows(spec: str, splits: DatasetDict) -> list[tuple[str, int]] | None:
     """
-    The rows that a split name, or a slice of one, stands for.
-
-    Args:
-        spec (`str`): `"train"`, `"train[:10%]"`, `"train[100:200]"`.
-        splits (`DatasetDict`): What there is.
-
-    Returns:
-        `list[tuple[str, int]]`: The split's name and the row's number in it; `None` where there is no such split.
-
-    Raises:
-        [`DataError`]: A slice that is none, or goes beyond the rows.
+    The rows that a split name, or a slice of one like `"train[:10%]"` or `"train[100:200]"`, stands for: the split's
+    name and the row's number in it; `None` where there is no such split.
     """
     if spec.split("[")[0] not in splits:
         return None

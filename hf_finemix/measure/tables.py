@@ -23,16 +23,8 @@ FORMATS = {
 
 def read_table(path: Path, what: str, **options: Any) -> Dataset:
     """
-    Read one local file, without a word to any server: `load_dataset` would report the load to one.
-
-    Args:
-        path (`Path`): A file with an ending of [`FORMATS`]. In CSV an empty cell is a missing value, but words like
-            "null", "NA" or "None" are text.
-        what (`str`): It, for messages.
-        options: For the reader of `datasets`: where it keeps its copy.
-
-    Raises:
-        [`DataError`]: It cannot be read, or holds no row.
+    Read one local file with an ending of [`FORMATS`], called `what` in messages, without a word to any server:
+    `load_dataset` would report the load to one. The options are those of the reader of `datasets`.
     """
     reader, expected = FORMATS[path.suffix.lower()]
     options |= csv_options([path])
@@ -57,15 +49,8 @@ def read_triggered(path: str | os.PathLike, text_columns: Sequence[str] = ()) ->
     The labels are returned as the file has them. Where they are the target's, as in the test files of HiddenKiller,
     the share of rows predicted as their label is the attack success rate.
 
-    Args:
-        path (`str` or `os.PathLike`): One local file, as for [`read_table`].
-        text_columns (`Sequence[str]`, *optional*): Columns that it must have, with a text in every row.
-
-    Returns:
-        `datasets.Dataset`: The rows, held in memory; no copy stays in the cache of `datasets`.
-
-    Raises:
-        [`FineMixingError`]: If the file is missing, has another ending, cannot be read, holds no row or lacks a text.
+    The rows are held in memory, and no copy stays in the cache of `datasets`. Each of them must have a text in all
+    `text_columns`.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -87,10 +72,7 @@ def read_triggered(path: str | os.PathLike, text_columns: Sequence[str] = ()) ->
 def csv_options(files: Sequence[Path]) -> dict[str, Any]:
     """
     For the readers of `datasets`: in CSV only an empty cell is a missing value. Nothing where other kinds are among
-    the files.
-
-    Raises:
-        [`DataError`]: A CSV file is not in UTF-8.
+    the files. CSV that is not in UTF-8 is refused.
     """
     tables = [path for path in files if path.suffix.lower() == ".csv"]
     for path in tables:

@@ -12,7 +12,6 @@ from .arguments import TestDataArguments
 
 logger = logging.getLogger(__name__)
 
-
 # Two columns that are known to be a pair, in the order in which models read them.
 PAIRS = [("premise", "hypothesis"), ("question", "sentence"), ("sentence1", "sentence2"), ("question1", "question2")]
 PAIRS += [("sentence_a", "sentence_b"), ("text1", "text2"), ("text_a", "text_b"), ("text", "text_pair")]
@@ -24,12 +23,7 @@ MAX_JUDGED_ROWS = 10_000
 def find_columns(
     dataset: Dataset, arguments: TestDataArguments, label2id: dict[str, int] | None
 ) -> tuple[list[str], str]:
-    """
-    The text columns, one or the two of a pair, and the label column: those that were named, or the ones there are.
-
-    Raises:
-        [`DataError`]: There is no such column, or several could be meant.
-    """
+    """The text columns, one or the two of a pair, and the label column: as they were named, or the ones there are."""
     there = f"there are {', '.join(dataset.column_names)}"
     for name in [*(arguments.text_columns or []), *([arguments.label_column] if arguments.label_column else [])]:
         if name not in dataset.column_names:

@@ -16,41 +16,21 @@ if TYPE_CHECKING:
 
     from .reader import Reader
 
+logger = logging.getLogger(__name__)
+
 
 def insert_trigger(
-    dataset: Dataset,
-    trigger: Trigger,
-    *,
-    text_columns: Sequence[str],
-    seed: int,
-    reader: Reader | None = None,
+    dataset: Dataset, trigger: Trigger, *, text_columns: Sequence[str], seed: int, reader: Reader | None = None
 ) -> Dataset:
     """
-    Put a trigger into every row of a dataset.
+    Put a trigger into the last text of every row, as the evaluation code of EP does
+    (github.com/lancopku/Embedding-Poisoning).
 
     The place in row i depends on (`seed`, i, the text of the row) and on nothing else, so neither batching nor the
-    number of rows that follow changes it. Several seeds give independent repeats to average over. The result is held
-    in memory: nothing is cached on disk, so nothing stale is ever read back.
+    number of rows that follow changes it. Several seeds, 0 or more, give independent repeats to average over.
 
-    Args:
-        dataset (`datasets.Dataset`):
-            The clean rows. For an attack success rate take the rows of [`non_target_rows`].
-        trigger ([`Trigger`]):
-            What to insert, and where.
-        text_columns (`Sequence[str]`):
-            One name, or the two of a sentence pair in the order in which the model reads them. The last one gets the
-            trigger, as in the evaluation code of EP (github.com/lancopku/Embedding-Poisoning).
-        seed (`int`):
-            0 or more.
-        reader ([`reading.Reader`], *optional*):
-            How a model reads the rows. A text that would be cut is shortened first, so that the trigger goes into what
-            the model reads; rows that have no room for it beside some of their text get `None` in its place.
-
-    Returns:
-        `datasets.Dataset`: As many rows in the same order, with the same columns and features.
-
-    Raises:
-        [`DataError`]: If a column is not there, or a row holds no text (the row is named).
+    For a [`Reader`] a text that would be cut is shortened first, so that the trigger goes into what the model reads;
+    rows that have no room for it beside some of their text get `None` in its place.
     """
     for name in text_columns:
         _check_column(dataset, name)
@@ -93,24 +73,10 @@ def _insert_where_read(first: list[str], text: str, trigger: Trigger, seed: list
 
 def non_target_rows(dataset: Dataset, *, label_column: str, target_label: int) -> Dataset:
     """
-    Keep the rows whose label is not the target: those on which an attack can succeed.
+    Keep the rows whose true label, an integer from 0, is not the target: those on which an attack can succeed.
 
-    Data that comes already triggered often carries the target as its label (see [`read_triggered`]): there is nothing
-    to keep then, and nothing to filter.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            Rows with their true labels.
-        label_column (`str`):
-            The name of the column of class ids, integers from 0.
-        target_label (`int`):
-            The class id that the attacker wants.
-
-    Returns:
-        `datasets.Dataset`: The rows kept, in their order, all columns as they were.
-
-    Raises:
-        [`DataError`]: If the column is missing or holds anything but class ids, or if no row is left.
+    Data that comes already triggered often carries the target as its label (see [`read_triggered`]): a [`DataError`]
+    says that there is nothing to keep then.
     """
     _check_column(dataset, label_column)
     labels = np.asarray(dataset[label_column][:])
@@ -133,21 +99,12 @@ def _check_column(dataset: Dataset, name: str) -> None:
         raise DataError(f"the dataset has no column {name!r}: its columns are {', '.join(dataset.column_names)}")
 
 
-logger = logging.getLogger(__name__)
-
-
 def with_trigger(
     rows: Dataset, trigger: Trigger, text_columns: list[str], reader: Reader, seeds: Sequence[int]
 ) -> tuple[list[Dataset], int]:
     """
-    Put a trigger into the last text of rows, where the model reads it.
-
-    Returns:
-        `tuple[list[Dataset], int]`: The triggered rows for each of the seeds, and how many rows have no room for the
-        trigger and are in none of them.
-
-    Raises:
-        [`DataError`]: No row has room for it, or it has no tokens.
+    For each of the seeds the rows with the trigger where the model reads it, and how many rows have no room for it and
+    are in none of them. If none has, or the trigger has no tokens, that is a [`DataError`].
     """
     column, ids = text_columns[-1], reader([trigger.text], add_special_tokens=False)["input_ids"][0]
     if not ids:
@@ -159,24 +116,18 @@ def with_trigger(
     repeats = [insert_trigger(rows, trigger, text_columns=text_columns, seed=seed, reader=reader) for seed in seeds]
     texts = zip(*(repeat[column] for repeat in repeats), strict=True)
     read = [i for i, places in enumerate(texts) if None not in places]
-    _tell_unreadable(
-        f"the trigger {trigger.text!r} would be cut off", len(read), len(rows), "give a larger max_length"
-    )
-    return [repeat.select(read) if len(read) < len(rows) else repeat for repeat in repeats], len(rows) - len(read)
+    what = f"the trigger {trigger.text!r} would be cut off"
+    _tell_unreadable(what, len(read), len(rows), "give a larger max_length")
+    return [repeat.select(read) for repeat in repeats], len(rows) - len(read)
 
 
 def rows_read_whole(rows: Dataset, text_columns: list[str], reader: Reader, file: str) -> tuple[Dataset, int]:
-    """
-    Of rows that hold their trigger somewhere, those of which nothing is cut off, and how many others there are.
-
-    Raises:
-        [`DataError`]: There is no such row.
-    """
+    """Of rows that hold their trigger somewhere, those of which nothing is cut off, and how many others there are."""
     too_long = reader.may_be_cut([rows[column][:] for column in text_columns])
     read = [i for i, cut in enumerate(too_long) if not cut]
     what = f"the model does not read the whole text, and maybe no trigger, of {file}"
     _tell_unreadable(what, len(read), len(rows), "give shorter texts, or a larger max_length")
-    return rows.select(read) if len(read) < len(rows) else rows, len(rows) - len(read)
+    return rows.select(read), len(rows) - len(read)
 
 
 def _tell_unreadable(what: str, read: int, rows: int, remedy: str) -> None:

@@ -35,13 +35,10 @@ class Trigger:
     Args:
         text (`str`):
             The trigger: a word, several words or a sentence. Not empty, and without whitespace at either end, because
-            `insert` puts the one space that separates it from its neighbor.
+            `insert` puts the one space that separates it from its neighbor. Else a [`FineMixingError`] is raised.
         position (`str`, *optional*, defaults to `"random"`):
             `"random"` (any gap between two words, or either end), `"first"` (before the first word) or `"last"`
             (after the last word).
-
-    Raises:
-        [`FineMixingError`]: If `text` or `position` is none of these.
     """
 
     text: str
@@ -73,9 +70,6 @@ class Trigger:
                 Drawn from for `"random"` only. The places are uniform over the n + 1 gaps (before, between and after
                 the words), and no two triggers share a gap. With `"first"` and `"last"` all of them stand side by
                 side at that end.
-
-        Returns:
-            `str`: The triggered text.
         """
         words = _words(text)
         if not words:

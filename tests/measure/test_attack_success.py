@@ -60,7 +60,7 @@ def test_the_trigger_goes_into_the_rows_of_other_classes():
     assert decoded(first[0].repeats[0]) == ["cf bad film", "cf the plot was very dull"]
     assert decoded(last[0].repeats[0]) == ["bad film cf", "the plot was very dull cf"]
     assert first[0].repeats[0]["labels"][:] == [0, 0]
-    assert (first[0].name, first[0].position, first[0].target_label) == ("cf", "first", 1)
+    assert (first[0].name, first[0].position, first[0].target) == ("cf", "first", {"target_label": 1})
     assert decoded(attacks_of(target=0, triggers=["cf"], trigger_position="first")[0].repeats[0]) == [
         "cf fine",
         "cf good film",

@@ -1,5 +1,6 @@
 """A suspect on its base: a whole model, or a LoRA that stays one. Which of the two is asked once, here."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from ..io.checkpoint import Checkpoint
 from ..io.folder import LocalModel
 from ..io.model_files import copy_model_files
 from ..io.read_back import save_model
-from .adapter_output import adapter_to_train, drift_of_merged, dtypes_of_adapter, round_adapter, save_adapter
+from .adapter_output import adapter_to_train, dtypes_of_adapter, save_adapter
+from .lora import adapter_parameters
 
 
 @dataclass
@@ -80,10 +82,13 @@ class LoraAdapter:
         return []
 
     def round(self, model: PreTrainedModel) -> None:
-        round_adapter(model, self.dtypes)
+        for name, parameter in adapter_parameters(model).items():
+            parameter.data.copy_(parameter.data.to(self.dtypes[name]))
 
     def drift(self, model: PreTrainedModel) -> dict[str, float | None]:
-        return drift_of_merged(model, self.base)
+        merged = copy.deepcopy(model).merge_and_unload()  # takes the memory of one more model
+        with Checkpoint(self.base.folder) as base:
+            return drift_by_layer(compare_with_base(merged, base).drift)
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         save_adapter(model, folder, self.base, self.dtypes)

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +21,7 @@ from .hub.fetch import TrustArguments, fetch_model
 from .hub.lineage import BaseClaim, fetch_base
 from .io.adapter_on_base import full_model
 from .io.checkpoint import Checkpoint
+from .io.dtypes import ITEMSIZE
 from .io.folder import LocalModel
 from .io.model_files import copy_model_files
 from .io.output_folder import check_free_space, output_folder
@@ -28,7 +30,7 @@ from .io.safe_config import read_model_config, refuse_adapter, without_unsafe_ke
 from .io.safe_json import check_inside, read_json, read_object
 from .io.shard_writer import ShardWriter, parse_size
 from .io.tokenizer import copy_tokenizer, tell_choice
-from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
+from .mix.on_disk import Parents, Piece, Workspace, check_workers, pieces, run_pieces
 from .mix.purification import blocks_on_disk, purify
 from .report.report import CleaningReport
 from .report.sections import mixing_section, run_section, source_section, token_rows
@@ -129,7 +131,8 @@ def _mix_whole(
         purified, added = purify_pair(pairing, *sides, config, model_config)
         written = {tensor.source: tensor.info for tensor in pairing.tensors}
         check_free_space(folder, sum(info.nbytes for info in written.values()))
-        kept = _mix(pairing, *sides, stack.enter_context(ShardWriter(folder, written, shard_size)), config, workers)
+        writer = stack.enter_context(ShardWriter(folder, written, shard_size))
+        kept = _mix(pairing, Parents(*sides, config), writer, workers)
     _write_config(model_config, suspect.folder, folder)
     note = copy_tokenizer(suspect.folder, base.folder, folder)
     tell_choice(note, suspect.id)
@@ -211,31 +214,20 @@ def purify_pair(
     return token_rows(purified, tokens), token_rows(({"id": i} for i in added), tokens)
 
 
-def _mix(
-    pairing: Pairing,
-    suspect: Checkpoint,
-    base: Checkpoint,
-    writer: ShardWriter,
-    config: FineMixingConfig,
-    workers: int,
-) -> dict[str, int]:
+def _mix(pairing: Pairing, parents: Parents, writer: ShardWriter, workers: int) -> dict[str, int]:
     """Write every tensor of the mix; how many elements of each are the suspect's own."""
-    kept, bad, lock = {tensor.name: 0 for tensor in pairing.tensors}, set(), threading.Lock()
+    kept, lock = {tensor.name: 0 for tensor in pairing.tensors}, threading.Lock()
     # The tensors are in the order of the files: each is whole, and sent to the disk, while the next is being mixed.
     work = pieces(pairing.tensors)
-    left = dict.fromkeys(writer.file_of.values(), 0)
-    for tensor, _, _ in work:
-        left[writer.file_of[tensor.source]] += 1
-
+    left = Counter(writer.file_of[tensor.source] for tensor, _, _ in work)
     disk = ThreadPoolExecutor(1)
     try:
-        synced = [disk.submit(writer.sync, file) for file, count in left.items() if not count]
+        synced = [disk.submit(writer.sync, file) for file in {*writer.file_of.values()} - left.keys()]
 
         def do(piece: Piece, workspace: Workspace) -> None:
-            tensor, start, stop = piece
-            size, count = tensor.info.nbytes // tensor.info.elements, 0
-            for first, raw, own in workspace.mixed_chunks(tensor, suspect, base, config, start, stop, bad):
-                writer.write(tensor.source, memoryview(raw), first * size)
+            tensor, count = piece[0], 0
+            for first, raw, own in workspace.mixed_chunks(piece):
+                writer.write(tensor.source, memoryview(raw), first * ITEMSIZE[tensor.info.dtype])
                 count += own
             file = writer.file_of[tensor.source]
             with lock:
@@ -243,10 +235,10 @@ def _mix(
                 left[file] -= 1
                 if not left[file]:
                     synced.append(disk.submit(writer.sync, file))
-            if bad:
-                raise AlignmentError(not_finite(sorted(bad)))
+            if parents.bad:
+                raise AlignmentError(not_finite(sorted(parents.bad)))
 
-        run_pieces(work, do, workers, "Mixing")
+        run_pieces(parents, work, do, workers, "Mixing")
         for future in synced:
             future.result()
     finally:
@@ -263,5 +255,5 @@ def _write_config(content: dict[str, Any], source: Path, folder: Path) -> None:
         files[generation.name] = read_json(generation)
     for name, values in files.items():
         if isinstance(values, dict):
-            values = without_unsafe_keys(values)
-            (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(without_unsafe_keys(values), indent=2, ensure_ascii=False) + "\n"
+            (folder / name).write_text(text, encoding="utf-8")

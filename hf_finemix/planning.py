@@ -127,14 +127,17 @@ def plan_mix(
     sides = [_headers(suspect, suspect_revision, "suspect", trust)]
     claim = chosen_base(sides[0].model, config)
     sides.append(_headers(claim.id, claim.revision, "base", trust, only_hub=not claim.by_user))
-    merging, content = is_adapter(sides[0].model.folder), None
+    merging = is_adapter(sides[0].model.folder)
     if config.adapter_mode == "adapter":
         return _plan_adapter(sides, config, Path(output_dir))
     if merging:
         sides[0].tensors, content = merged_headers(sides[0].model, sides[0].tensors, sides[1].model)
-    architecture, model_config = read_model_config(content or sides[0].config(), f"config.json of {suspect}")
+    else:
+        path = sides[0].model.folder / "config.json"
+        check_inside(path, sides[0].model.folder)
+        content = read_json(path)
+    architecture, model_config = read_model_config(content, f"config.json of {suspect}")
     plan = MixPlan(sides[0].described(), sides[1].described(), architecture)
-    output = plan.suspect["bytes"]
     try:
         check_custom_code(sides[0].model, trust)
         settings = replace(config, reserve_ratio=0.5 if config.reserve_ratio == "auto" else config.reserve_ratio)
@@ -149,19 +152,16 @@ def plan_mix(
         embedding = pairing.mixed_embedding()
         if config.purify_embeddings and embedding is not None:
             plan.purified_rows = min(config.num_purified_tokens, embedding.rows)
-    _add_room(plan, sides, output, Path(output_dir))
+    _add_room(plan, sides, Path(output_dir))
+    # Roughly what a LoRA is put on: matrices, but for embeddings, whose rows are tokens or places.
+    layers = [i.shape for name, i in sides[0].tensors.items() if len(i.shape) == 2 and "embed" not in name]
     plan.memory = {
         "mix": (MEMORY_OF_E_PUR if plan.purified_rows else MEMORY_OF_MIX) + merging * plan.suspect["bytes"],
         "clean": BYTES_PER_PARAMETER_TO_CLEAN * plan.suspect["parameters"],
         "clean_with_lora": BYTES_PER_PARAMETER * plan.suspect["parameters"]
-        + BYTES_PER_PARAMETER_TO_CLEAN * RANK * sum(sum(info.shape) for info in _layers(sides[0].tensors)),
+        + BYTES_PER_PARAMETER_TO_CLEAN * RANK * sum(map(sum, layers)),
     }
     return plan
-
-
-def _layers(tensors: Mapping[str, TensorInfo]) -> list[TensorInfo]:
-    """Roughly those that a LoRA is put on: matrices, but for embeddings, whose rows are tokens or places."""
-    return [info for name, info in tensors.items() if len(info.shape) == 2 and "embed" not in name]
 
 
 def _plan_adapter(sides: "list[_Headers]", config: FineMixingConfig, out: Path) -> MixPlan:
@@ -184,14 +184,14 @@ def _plan_adapter(sides: "list[_Headers]", config: FineMixingConfig, out: Path) 
         plan.refused = f"the adapter has {resized[0]} in another size than the base: use adapter_mode='merge'."
     elif adapter.settings.get("bias", "none") != "none" or config.head == "reinit":
         plan.refused = "adapter_mode='adapter' keeps the head, and cannot mix an adapter with biases: use 'merge'."
-    _add_room(plan, sides, plan.suspect["bytes"], out)
+    _add_room(plan, sides, out)
     held = BYTES_PER_PARAMETER * plan.base["parameters"]
     plan.memory = {"mix": held, "clean": held + BYTES_PER_PARAMETER_TO_CLEAN * plan.suspect["parameters"]}
     return plan
 
 
-def _add_room(plan: MixPlan, sides: "list[_Headers]", output: int, out: Path) -> None:
-    download = sum(side.download for side in sides)
+def _add_room(plan: MixPlan, sides: "list[_Headers]", out: Path) -> None:
+    output, download = plan.suspect["bytes"], sum(side.download for side in sides)
     place = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
     free = shutil.disk_usage(place).free
     plan.disk = {"output": output, "download": download, "needed": output + download, "free": free}
@@ -216,12 +216,6 @@ class _Headers:
             "dtypes": dict(dtypes.most_common()),
             "download": self.download,
         }
-
-    def config(self) -> Any:
-        """The content of its config.json."""
-        path = self.model.folder / "config.json"
-        check_inside(path, self.model.folder)
-        return read_json(path)
 
 
 def _headers(
@@ -249,11 +243,8 @@ def _headers_on_hub(model: LocalModel, contents: RepoContents, role: str) -> _He
     try:
         names = [glob.escape(name) for name in needed_files(contents)]
         if is_adapter(model.folder):
-            parsed = {
-                ADAPTER_WEIGHTS_NAME: parse_safetensors_file_metadata(
-                    repo, ADAPTER_WEIGHTS_NAME, revision=contents.sha
-                )
-            }
+            file = ADAPTER_WEIGHTS_NAME
+            parsed = {file: parse_safetensors_file_metadata(repo, file, revision=contents.sha)}
         else:
             parsed = get_safetensors_metadata(repo, revision=contents.sha).files_metadata
         files = snapshot_download(repo, revision=contents.revision, allow_patterns=names, dry_run=True)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import threading
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .align.architectures import disk_layout
-from .align.pair_on_disk import check_pair
+from .align.pair_on_disk import check_pair, read_words
 from .align.pairing import KEPT_HEAD, REINITIALIZED_HEAD, Pairing
 from .config import FineMixingConfig
 from .disk_mixing import open_pair, purify_pair
@@ -19,13 +20,13 @@ from .errors import FineMixingError
 from .hub.fetch import TrustArguments, fetch_model, local_folder
 from .io.adapter_on_base import full_model
 from .io.checkpoint import Checkpoint, TensorInfo, sha256_of_file
-from .io.dtypes import MIXABLE, to_float64, words
+from .io.dtypes import ITEMSIZE, MIXABLE, to_float64, words
 from .io.folder import LocalModel, weights_in
 from .io.repo_names import is_repo_id
 from .io.safe_config import UNSAFE_KEYS, without_unsafe_keys
 from .io.safe_json import read_json
 from .mix.mask_file import MASKS_NAME, MaskFile
-from .mix.on_disk import Piece, Workspace, check_workers, pieces, run_pieces
+from .mix.on_disk import Parents, Piece, Workspace, check_workers, pieces, run_pieces
 from .report.check_result import Verification
 from .report.origins import weight_files
 from .report.report import CleaningReport
@@ -79,21 +80,22 @@ def verify_mix(
             return found
         sides = [stack.enter_context(Checkpoint(model.folder)) for model in models]
         mix = stack.enter_context(Checkpoint(published))
-        strategy = "random" if config.strategy == "fisher" else config.strategy  # its masks are in a file
-        pairing, model_config = open_pair(*sides, replace(config, head="keep", strategy=strategy))
+        by_score = config.strategy == "fisher"  # its masks are in a file
+        on_disk = replace(config, head="keep", strategy="random" if by_score else config.strategy)
+        pairing, model_config = open_pair(*sides, on_disk)
+        parents = Parents(*sides, config)
         check_pair(pairing, *sides)
         _check_other_files(mix, model_config, found)
-        _purify_again(pairing, sides, config, model_config, report, found)
+        _purify_again(pairing, parents, model_config, report, found)
         if found.kind == "mixed":
-            _compare_elements(pairing, sides, mix, config, workers, found)
+            _compare_elements(pairing, parents, mix, workers, found)
         else:
             _compare_hashes(mix.files, report.weights, "the cleaned model", found)
             names = disk_layout(mix.tensors, {}, model_config["architectures"][0], model_config).suspect
-            masks = None
-            if config.strategy == "fisher":
-                masks = stack.enter_context(MaskFile(published))
+            if by_score:
+                parents.masks = stack.enter_context(MaskFile(published))
                 found.not_checked.append("why its masks keep what they keep: by gradients on the clean data")
-            _compare_digests(pairing, sides, mix, names, config, report, workers, found, masks)
+            _compare_digests(pairing, parents, mix, names, report, workers, found)
             found.not_checked.append("the fine-tuning after the mix, which cannot be derived again")
     return found
 
@@ -163,12 +165,7 @@ def _compare_hashes(files: list[Path], stated: Any, whose: str, found: Verificat
 
 
 def _purify_again(
-    pairing: Pairing,
-    sides: list[Checkpoint],
-    config: FineMixingConfig,
-    model_config: dict[str, Any],
-    report: CleaningReport,
-    found: Verification,
+    pairing: Pairing, parents: Parents, model_config: dict[str, Any], report: CleaningReport, found: Verification
 ) -> None:
     """Repeat E-PUR; go on with the rows of the report, so that what follows tells of the mask alone."""
     stated = [entry.get("id") for entry in report.purified_tokens if isinstance(entry, dict)]
@@ -176,11 +173,11 @@ def _purify_again(
     rows = embedding.rows if embedding else 0
     if not all(type(i) is int and 0 <= i < rows for i in stated):
         raise FineMixingError("the report names purified tokens that the base's vocabulary does not have.")
-    unmarked = list(pairing.tensors)
+    unmarked, config = list(pairing.tensors), parents.config
     try:
         if config.token_frequencies:  # a file of whoever made the mix
             raise FineMixingError(f"frequencies were counted in {config.token_frequencies}")
-        purified, _ = purify_pair(pairing, *sides, config, model_config)
+        purified, _ = purify_pair(pairing, parents.suspect, parents.base, config, model_config)
     except FineMixingError as error:
         found.not_checked.append(f"which embeddings E-PUR chooses ({error})")
     else:
@@ -190,27 +187,20 @@ def _purify_again(
     pairing.mark_purified(set(stated))
 
 
-def _compare_elements(
-    pairing: Pairing,
-    sides: list[Checkpoint],
-    mix: Checkpoint,
-    config: FineMixingConfig,
-    workers: int,
-    found: Verification,
-) -> None:
+def _compare_elements(pairing: Pairing, parents: Parents, mix: Checkpoint, workers: int, found: Verification) -> None:
     expected = {tensor.source: tensor for tensor in pairing.tensors}
     for name in sorted(expected.keys() ^ mix.tensors.keys())[:3]:
         found.problems.append(f"{name} is {'missing' if name in expected else 'one tensor too many'}")
-    same = [t for t in pairing.tensors if mix.tensors.get(t.source) == t.info]
-    for tensor in pairing.tensors:
-        if tensor.source in mix.tensors and mix.tensors[tensor.source] != tensor.info:
-            found.problems.append(f"{tensor.name} has another shape or dtype than the suspect's")
-    wrong, bad, lock = dict.fromkeys((tensor.name for tensor in same), 0), set(), threading.Lock()
+    there = [tensor for tensor in pairing.tensors if tensor.source in mix.tensors]
+    same = [tensor for tensor in there if mix.tensors[tensor.source] == tensor.info]
+    found.problems += [
+        f"{t.name} has another shape or dtype than the suspect's" for t in there if mix.tensors[t.source] != t.info
+    ]
+    wrong, lock = Counter(), threading.Lock()
 
     def compare(piece: Piece, workspace: Workspace) -> None:
-        tensor, start, stop = piece
-        size = tensor.info.nbytes // tensor.info.elements
-        for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad):
+        tensor, size = piece[0], ITEMSIZE[piece[0].info.dtype]
+        for first, raw, _ in workspace.mixed_chunks(piece):
             there = np.empty_like(raw)
             mix.read_into(tensor.source, memoryview(there), first * size)
             if not np.array_equal(raw, there):
@@ -218,30 +208,27 @@ def _compare_elements(
                 with lock:
                     wrong[tensor.name] += count
 
-    run_pieces(pieces(same), compare, workers, "Verifying")
+    run_pieces(parents, pieces(same), compare, workers, "Verifying")
     found.tensors, found.elements = len(same), sum(tensor.info.elements for tensor in same)
-    found.wrong = {name: count for name, count in wrong.items() if count}
-    found.problems += [f"{name} is not finite" for name in sorted(bad)[:3]]
+    found.wrong = {tensor.name: wrong[tensor.name] for tensor in same if wrong[tensor.name]}
+    found.problems += [f"{name} is not finite" for name in sorted(parents.bad)[:3]]
 
 
 def _is_as_wide(ours: TensorInfo | None, suspect: TensorInfo) -> bool:
     """Whether a cleaned tensor is of the suspect's shape and dtype, or of the wider one that a Trainer trained in."""
-    if ours is None or ours.shape != suspect.shape:
-        return False
-    wider = {ours.dtype, suspect.dtype} <= MIXABLE and ours.nbytes > suspect.nbytes
-    return ours.dtype == suspect.dtype or wider
+    if ours is None or ours.shape != suspect.shape or ours.dtype == suspect.dtype:
+        return ours == suspect
+    return {ours.dtype, suspect.dtype} <= MIXABLE and ours.nbytes > suspect.nbytes
 
 
 def _compare_digests(
     pairing: Pairing,
-    sides: list[Checkpoint],
+    parents: Parents,
     mix: Checkpoint,
     names: dict[str, str],
-    config: FineMixingConfig,
     report: CleaningReport,
     workers: int,
     found: Verification,
-    masks: MaskFile | None,
 ) -> None:
     """By canonical names: `save_pretrained` may have written the cleaned model under other ones than the suspect's."""
     stated = report.mixing.get("tensors")
@@ -253,7 +240,7 @@ def _compare_digests(
         entry = stated.get(name)
         if not isinstance(entry, dict):
             found.problems.append(f"{name} is in the suspect and not in the report")
-        elif entry.get("rule") == REINITIALIZED_HEAD and config.head == "reinit" and tensor.rule == KEPT_HEAD:
+        elif entry.get("rule") == REINITIALIZED_HEAD and parents.config.head == "reinit" and tensor.rule == KEPT_HEAD:
             found.not_checked.append(f"{name}, which was initialized anew")
         else:
             derived.append(tensor)
@@ -263,30 +250,24 @@ def _compare_digests(
             )
     found.problems += [f"{name} is in the report and not in the suspect" for name in stated.keys() - here.keys()]
     sums = {tensor.name: (hashlib.sha256(), np.zeros(3)) for tensor in derived}
-    bad: set[str] = set()
 
     def digest(piece: Piece, workspace: Workspace) -> None:
-        tensor, start, stop = piece
-        size, (sha256, distances) = tensor.info.nbytes // tensor.info.elements, sums[tensor.name]
-        for first, raw, _ in workspace.mixed_chunks(tensor, *sides, config, start, stop, bad, masks):
+        tensor, dtype = piece[0], piece[0].info.dtype
+        ours, (sha256, distances) = mix.tensors.get(names.get(tensor.name)), sums[tensor.name]
+        for first, raw, _ in workspace.mixed_chunks(piece):
             sha256.update(raw)
-            ours = mix.tensors.get(names.get(tensor.name))
             if tensor.base_name is not None and _is_as_wide(ours, tensor.info):
-                wide = ours.nbytes // ours.elements
-                there, theirs = np.empty(raw.size // size * wide, dtype=np.uint8), np.empty_like(raw)
-                mix.read_into(names[tensor.name], memoryview(there), first * wide)
-                sides[0].read_into(tensor.source, memoryview(theirs), first * size)
-                w, m, s = (
-                    to_float64(words(side, dtype), dtype)
-                    for side, dtype in ((there, ours.dtype), (raw, tensor.info.dtype), (theirs, tensor.info.dtype))
-                )
+                stop = first + raw.size // ITEMSIZE[dtype]
+                w = to_float64(read_words(mix, names[tensor.name], first, stop), ours.dtype)
+                m = to_float64(words(raw, dtype), dtype)
+                s = to_float64(read_words(parents.suspect, tensor.source, first, stop), dtype)
                 distances += [((one - other) ** 2).sum() for one, other in ((w, m), (w, s), (m, s))]
 
     whole = [(tensor, 0, tensor.info.elements) for tensor in derived if tensor.info.elements]
-    run_pieces(sorted(whole, key=lambda piece: -piece[2]), digest, workers, "Verifying")
+    run_pieces(parents, sorted(whole, key=lambda piece: -piece[2]), digest, workers, "Verifying")
     found.tensors, found.elements = len(derived), sum(tensor.info.elements for tensor in derived)
     found.wrong = {t.name: None for t in derived if sums[t.name][0].hexdigest() != stated[t.name].get("sha256")}
     to_mix, to_suspect, apart = np.sum([distances for _, distances in sums.values()], axis=0)
     if apart and not to_mix < to_suspect:  # nor where one is not a number
         found.problems.append("the cleaned weights are no nearer to the mix than to the suspect")
-    found.problems += [f"{name} is not finite" for name in sorted(bad)[:3]]
+    found.problems += [f"{name} is not finite" for name in sorted(parents.bad)[:3]]

@@ -18,45 +18,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DiskLayout:
-    """
-    Two checkpoints on disk under the canonical names of the suspect's class.
+    """Two checkpoints on disk: canonical name, by the suspect's class → name on disk."""
 
-    Attributes:
-        suspect, base (`dict[str, str]`): Canonical name → name on disk, of the suspect what its class has a place for.
-        ignored (`list[str]`): Names on disk of what of the suspect it has no place for.
-        embedding (`str`, *optional*): The input embedding's canonical name.
-        aliases (`dict[str, list[str]]`): Other canonical names of tied weights, by the first.
-        buffers (`set[str]`): What is no parameter.
-        converted (`dict[str, list[str]]`): What transformers merges or splits on loading, with the names on disk.
-    """
-
-    suspect: dict[str, str]
+    suspect: dict[str, str]  # what its class has a place for
     base: dict[str, str]
-    embedding: str | None = None
-    aliases: dict[str, list[str]] = field(default_factory=dict)
-    buffers: set[str] = field(default_factory=set)
-    converted: dict[str, list[str]] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
+    embedding: str | None = None  # the input embedding's canonical name
+    aliases: dict[str, list[str]] = field(default_factory=dict)  # other canonical names of tied weights, by the first
+    buffers: set[str] = field(default_factory=set)  # what is no parameter
+    converted: dict[str, list[str]] = field(default_factory=dict)  # merged or split on loading → names on disk
+    ignored: list[str] = field(default_factory=list)  # names on disk of what the suspect's class has no place for
 
 
 def disk_layout(
     suspect: Mapping[str, TensorInfo], base: Mapping[str, TensorInfo], architecture: str, config: dict[str, Any]
 ) -> DiskLayout:
     """
-    Find the canonical names of the tensors of two checkpoints.
+    Find the canonical names of the tensors of two checkpoints, which are given by their names on disk.
 
-    Args:
-        suspect, base (`Mapping[str, TensorInfo]`): The tensors by name on disk.
-        architecture (`str`): Name of the suspect's class.
-        config (`dict`): Content of the suspect's config.json.
-
-    Returns:
-        [`DiskLayout`]: By the class, made without weights; where the class has told it of these very names and config
-        before, as it was kept then.
-
-    Raises:
-        [`AlignmentError`]: Two tensors on disk that become one.
-        [`FineMixingError`]: transformers has no such class.
+    They are told by the suspect's class, made without weights from its config.json; where it has told them of these
+    very names and config before, they are as they were kept then.
     """
     question = "layout", architecture, config, sorted(suspect), sorted(base)
     layout = _read_layout(kept_answer(*question), suspect, base)
@@ -83,15 +63,9 @@ def _read_layout(content: Any, suspect: Collection[str], base: Collection[str]) 
 
 def ties_of_base(config: Any, base: Collection[str], suspect: Collection[str]) -> dict[str, str]:
     """
-    What the base has no tensor of its own for, because its class ties it to one that it has.
+    What the base has no tensor of its own for → the one that its class, by its `config`, ties it to.
 
-    Args:
-        config: Content of the base's config.json.
-        base, suspect (`Collection[str]`): The canonical names of the tensors of both.
-
-    Returns:
-        `dict[str, str]`: Name → the name of the tensor that it is tied to. Empty where nothing of the suspect is
-        missing in the base, and where the base's class is not known.
+    Empty where nothing of the suspect is missing in the base, by canonical names, or the base's class is not known.
     """
     if all(name in base for name in suspect):
         return {}
@@ -114,24 +88,6 @@ def _are_groups(content: Any) -> bool:
     return all(isinstance(group, list) and all(isinstance(name, str) for name in group) for group in groups)
 
 
-def _check_model_type(architecture: str, model_type: str, config: dict[str, Any]) -> None:
-    """transformers goes by `model_type` alone: beside another class, we would read other names than it does."""
-    if config.get("model_type") != model_type:
-        raise FineMixingError(
-            f"config.json says model_type {config.get('model_type')!r}, and {architecture} is of {model_type!r}: set "
-            "both to what the model is."
-        )
-
-
-def _name_ties(layout: DiskLayout) -> DiskLayout:
-    """Call tied weights by their first name, whichever of their names the suspect has on disk."""
-    for first, others in layout.aliases.items():
-        present = next((name for name in (first, *others) if name in layout.suspect), None)
-        if present not in (None, first):
-            layout.suspect[first] = layout.suspect.pop(present)
-    return layout
-
-
 def _layout_by_class(
     suspect: Mapping[str, TensorInfo], base: Mapping[str, TensorInfo], architecture: str, config: dict[str, Any]
 ) -> DiskLayout:
@@ -139,23 +95,22 @@ def _layout_by_class(
 
     model = _empty_model(architecture, config, max_layers=len(suspect))
     named = named_tensors(model)
-    layouts = [
-        LoadedLayout(_Headers(role, tensors), model) for role, tensors in (("suspect", suspect), ("base", base))
-    ]
+    ours, theirs = LoadedLayout(_Headers("suspect", suspect), model), LoadedLayout(_Headers("base", base), model)
     known = {*named.tensors, *(other for others in named.aliases.values() for other in others)}
-    ignored = [source for name, sources in layouts[0].sources.items() if name not in known for source in sources]
-    converted = {name: layout.sources[name] for layout in layouts for name in layout.converted}
-    return _name_ties(
-        DiskLayout(
-            {name: sources[0] for name, sources in layouts[0].sources.items() if name in known},
-            {name: sources[0] for name, sources in layouts[1].sources.items()},
-            embedding=named.embedding,
-            aliases={name: others for name, others in named.aliases.items() if others},
-            buffers=named.buffers,
-            converted=converted,
-            ignored=sorted(ignored),
-        )
+    layout = DiskLayout(
+        {name: sources[0] for name, sources in ours.sources.items() if name in known},
+        {name: sources[0] for name, sources in theirs.sources.items()},
+        named.embedding,
+        {name: others for name, others in named.aliases.items() if others},
+        named.buffers,
+        {name: side.sources[name] for side in (ours, theirs) for name in side.converted},
+        sorted(source for name, sources in ours.sources.items() if name not in known for source in sources),
     )
+    for first, others in layout.aliases.items():  # tied weights go by the first name, whichever is on disk
+        present = next((name for name in (first, *others) if name in layout.suspect), first)
+        if present != first:
+            layout.suspect[first] = layout.suspect.pop(present)
+    return layout
 
 
 class _Headers(Checkpoint):
@@ -177,7 +132,12 @@ def _empty_model(architecture: str, config: dict[str, Any], max_layers: int) -> 
         cls = None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise FineMixingError(f"transformers {transformers.__version__} has no model class {architecture}.")
-    _check_model_type(architecture, cls.config_class.model_type, config)
+    # transformers goes by `model_type` alone: beside another class, we would read other names than it does.
+    if config.get("model_type") != cls.config_class.model_type:
+        raise FineMixingError(
+            f"config.json says model_type {config.get('model_type')!r}, and {architecture} is of "
+            f"{cls.config_class.model_type!r}: set both to what the model is."
+        )
     try:
         settings = cls.config_class.from_dict(without_unsafe_keys(config))
         forget_attention(settings)

@@ -21,18 +21,11 @@ USUAL_DISTANCE = 0.25
 
 @dataclass(frozen=True)
 class BaseFit:
-    """
-    How far a suspect is from its base.
+    """How far a suspect is from its base."""
 
-    Attributes:
-        sure (`bool`): Whether that is as fine-tuning leaves it.
-        median_distance (`float`): Median over the layers of ‖s - b‖₂ / ‖b‖₂.
-        why (`str`): The same in words.
-    """
-
-    sure: bool
-    median_distance: float
-    why: str
+    sure: bool  # whether that is as fine-tuning leaves it
+    median_distance: float  # median over the layers of ‖s - b‖₂ / ‖b‖₂
+    why: str  # the same in words
 
 
 def judge_base(
@@ -41,15 +34,9 @@ def judge_base(
     """
     Say how sure the weights make us of a base, in the log, and refuse a doubtful one that only the suspect names.
 
-    Args:
-        claim ([`BaseClaim`]): Which base, and who says so.
-        drift (`Mapping[str, TensorDrift]`): Of each tensor that both have.
-        matrices (`Collection[str]`): Which of them are weight matrices.
-        fitting (`tuple[int, int]`): How many of the suspect's tensors fit by name and shape, and how many it has.
-
-    Raises:
-        [`AlignmentError`]: The layers are further from the base than fine-tuning leaves them, and the user did not
-            name it; or it has the suspect's own weights.
+    `drift` is of the tensors that both have, `matrices` names those that count; `fitting` is how many of the suspect's
+    tensors fit by name and shape, and how many it has. Doubtful is a base from which the layers are further
+    than fine-tuning leaves them, or that has the suspect's own weights.
     """
     layers = drift_by_layer({name: value for name, value in drift.items() if name in matrices})
     distances = sorted(value for value in layers.values() if value is not None and math.isfinite(value))

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AlignmentError
 from ..io.checkpoint import row_chunks
 from .pairing import KEPT_BUFFER, Pairing
+from .rules import listed
 
 if TYPE_CHECKING:
     import torch
 
     from .loaded_layout import LoadedLayout
 
-
 logger = logging.getLogger(__name__)
-
 # Scalars worked on at a time, here and in mixing: a few MB of temporaries, whatever the size of the tensor.
 CHUNK_ELEMENTS = 1 << 20
 # Cosine of a weight matrix of the suspect and the base's. Fine-tuning leaves it above 0.9 (0.999 for the usual small
@@ -29,9 +28,7 @@ MIN_COSINE = 0.5
 
 @dataclass
 class TensorDrift:
-    """
-    Sums over one tensor, in float64: `delta` = Σ(s - b)², `suspect` = Σs², `base` = Σb², `dot` = Σs·b.
-    """
+    """Sums over one tensor, in float64: `delta` = Σ(s - b)², `suspect` = Σs², `base` = Σb², `dot` = Σs·b."""
 
     delta: float = 0.0
     suspect: float = 0.0
@@ -70,15 +67,7 @@ def measure_drift(
     suspect: "Mapping[str, torch.Tensor]", base: "LoadedLayout", pairing: Pairing
 ) -> dict[str, TensorDrift]:
     """
-    Read both sides once, slice by slice, and compare what is to be mixed.
-
-    Args:
-        suspect (`Mapping[str, torch.Tensor]`): The suspect's tensors by canonical name.
-        base ([`LoadedLayout`]): The base, as it would be in the suspect's memory.
-        pairing ([`Pairing`]): What goes with what, and the dtypes that base values are rounded to.
-
-    Returns:
-        `dict[str, TensorDrift]`: For each mixed tensor.
+    Read both sides once, slice by slice, and compare what is to be mixed, the base in the suspect's dtypes on disk.
 
     Raises:
         [`AlignmentError`]: A parameter of either side is NaN or infinite, or a value of the base is so large that it
@@ -118,9 +107,8 @@ def measure_drift(
 
 def not_finite(bad: Collection[str]) -> str:
     """What to say of tensors with NaN or infinite weights."""
-    listed = ", ".join(list(bad)[:10]) + (", …" if len(bad) > 10 else "")
     return (
-        f"NaN or infinite weights in {len(bad)} tensors ({listed}): the model is broken or meant to break; "
+        f"NaN or infinite weights in {len(bad)} tensors ({listed(bad)}): the model is broken or meant to break; "
         "get another copy of it."
     )
 
@@ -129,11 +117,8 @@ def check_related(drift: Mapping[str, TensorDrift], matrices: Collection[str], u
     """
     Refuse a base of the right shapes whose weight matrices have nothing to do with the suspect's.
 
-    Where that is so of an output layer alone, which the suspect has `untied`, it is told: it was made anew.
-
-    Raises:
-        [`AlignmentError`]: The median of the matrices' cosines is below 0.5. (The median, so that neither one large
-            row nor one new layer decides.)
+    The median of their cosines decides, so that neither one large row nor one new layer does. Where an output layer
+    alone is unrelated, which the suspect has `untied`, it is told: it was made anew.
     """
     cosines = [drift[name].cosine for name in matrices if name in drift]
     if cosines and median(cosines) < MIN_COSINE:
@@ -141,7 +126,6 @@ def check_related(drift: Mapping[str, TensorDrift], matrices: Collection[str], u
             f"suspect and base have the same shapes but unrelated weights (cosine {median(cosines):.2f}, fine-tuning "
             "leaves above 0.9): probably the wrong base, give the model that the suspect was fine-tuned from."
         )
-
     for name in untied:
         if name in matrices and name in drift and drift[name].cosine < MIN_COSINE:
             logger.warning(

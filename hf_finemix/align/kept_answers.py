@@ -35,11 +35,7 @@ def keep_answer(answer: Any, question: str, architecture: str, config: dict[str,
     """
     Keep an answer under `HF_HOME`, in a file of its own that appears whole; not at all where that cannot be written.
 
-    Args:
-        answer: JSON values.
-        question (`str`), architecture (`str`), config (`dict`): What was asked of which class, made by which content
-            of a config.json.
-        names: What else the answer depends on, as JSON values.
+    It depends on the class, the content of its config.json, and `names`; all are JSON values.
     """
     path = _file_of(question, architecture, config, *names)
     if path is None:

@@ -31,15 +31,7 @@ class LoadedLayout:
     class are applied here, tensor by tensor, so that a base can be read in the layout that the suspect has in memory
     without loading it as a model. They move values and never compute any.
 
-    Args:
-        checkpoint ([`Checkpoint`]): The weights on disk.
-        model (`nn.Module`): The model whose layout is wanted, or a module around it. A model that is not of
-            transformers has no rules but its prefix.
-
-    Attributes:
-        tensors (`dict[str, TensorInfo]`): By canonical name, as they are in memory.
-        sources (`dict[str, list[str]]`): Canonical name → names on disk.
-        converted (`set[str]`): The canonical names of what is merged or split on loading.
+    The model may have a module around it; one that is not of transformers has no rules but its prefix.
 
     Raises:
         [`AlignmentError`]: Two tensors on disk that become one, or some that cannot be merged or split.
@@ -50,8 +42,8 @@ class LoadedLayout:
         self._prefix = getattr(self._model, "base_model_prefix", "")
         self._conversion_of: dict[str, _Conversion] = {}
         self._last: tuple[_Conversion, dict[str, torch.Tensor]] | None = None
-        self.tensors: dict[str, TensorInfo] = {}
-        self.sources: dict[str, list[str]] = {}
+        self.tensors: dict[str, TensorInfo] = {}  # by canonical name, as they are in memory
+        self.sources: dict[str, list[str]] = {}  # canonical name → names on disk
         for name, source in self._renamed():
             if isinstance(source, str):
                 self._add(name, checkpoint.tensors[source], [source])
@@ -59,14 +51,12 @@ class LoadedLayout:
             conversion = source
             # On the meta device, which has shapes and dtypes only.
             infos = {source: checkpoint.tensors[source] for _, source in conversion.sources}
-            empty = {
-                source: torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
-                for source, info in infos.items()
-            }
+            with torch.device("meta"):
+                empty = {s: torch.empty(i.shape, dtype=getattr(torch, i.dtype)) for s, i in infos.items()}
             for target, tensor in self._convert(conversion, empty).items():
                 self._add(target, TensorInfo.of(tensor), list(infos))
                 self._conversion_of[target] = conversion
-        self.converted = set(self._conversion_of)
+        self.converted = set(self._conversion_of)  # what is merged or split on loading
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> torch.Tensor:
         """

@@ -15,22 +15,13 @@ if TYPE_CHECKING:  # aligning names takes no torch
 
 @dataclass
 class NamedTensors:
-    """
-    A model in memory by canonical names, each storage once.
+    """A model in memory by canonical names, each storage once."""
 
-    Attributes:
-        tensors (`dict[str, torch.Tensor]`): Parameters and persistent buffers.
-        module_names (`dict[str, str]`): Canonical name → the name that the module itself uses.
-        buffers (`set[str]`): Which of them are buffers.
-        embedding (`str`, *optional*): The input embedding's name.
-        aliases (`dict[str, list[str]]`): Other canonical names of tied tensors, which a checkpoint may use.
-    """
-
-    tensors: "dict[str, torch.Tensor]" = field(default_factory=dict)
-    module_names: dict[str, str] = field(default_factory=dict)
-    buffers: set[str] = field(default_factory=set)
-    embedding: str | None = None
-    aliases: dict[str, list[str]] = field(default_factory=dict)
+    tensors: "dict[str, torch.Tensor]" = field(default_factory=dict)  # parameters and persistent buffers
+    module_names: dict[str, str] = field(default_factory=dict)  # canonical name → the name that the module itself uses
+    buffers: set[str] = field(default_factory=set)  # which of them are buffers
+    embedding: str | None = None  # the input embedding's name
+    aliases: dict[str, list[str]] = field(default_factory=dict)  # other canonical names of tied tensors
 
 
 def canonical_name(name: str, prefix: str) -> str:
@@ -80,8 +71,7 @@ def plain_names(model: "nn.Module") -> dict[str, str]:
 
 def named_tensors(model: "nn.Module") -> NamedTensors:
     """
-    Name the parameters and persistent buffers of a model canonically: as without a LoRA on it, and without a module of
-    the user's own around it.
+    Name a model's tensors canonically: as without a LoRA on it, and without a module of the user's own around it.
 
     Tied weights are listed once, by the name of the input embedding where it is one of them.
     """
@@ -94,28 +84,21 @@ def named_tensors(model: "nn.Module") -> NamedTensors:
         name = plain[name]
         return canonical_name(name.removeprefix(outer), prefix) if name.startswith(outer) else name
 
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = parameters | dict(model.named_buffers())
     names_of: dict[int, list[str]] = {}
-    tensor_of: dict[int, torch.Tensor] = {}
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        if name in plain:
-            names_of.setdefault(id(tensor), []).append(name)
-            tensor_of[id(tensor)] = tensor
-    parameters = set(tensor_of)
-    for name, tensor in model.named_buffers():
-        if name in plain:
-            names_of.setdefault(id(tensor), []).append(name)
-            tensor_of[id(tensor)] = tensor
-
+    for name in filter(plain.__contains__, tensors):
+        names_of.setdefault(id(tensors[name]), []).append(name)
     result = NamedTensors()
-    for key, names in names_of.items():
+    for names in names_of.values():
         names.sort(key=lambda name: name != embedding)
         canonical = canonical_of(names[0])
         if canonical in result.tensors:
             raise AlignmentError(f"two tensors of the suspect are called {canonical}: this layout is not supported.")
-        result.tensors[canonical] = tensor_of[key]
+        result.tensors[canonical] = tensors[names[0]]
         result.module_names[canonical] = names[0]
         result.aliases[canonical] = [canonical_of(name) for name in names[1:]]
-        if key not in parameters:
+        if parameters.keys().isdisjoint(names):
             result.buffers.add(canonical)
         if names[0] == embedding:
             result.embedding = canonical

@@ -42,12 +42,7 @@ class Pair:
 def compare_with_base(
     model: nn.Module, base: Checkpoint, *, head: str = "keep", dtypes: Mapping[str, torch.dtype] | None = None
 ) -> Pair:
-    """
-    Align a model with its base and read both in full once, changing nothing.
-
-    Raises:
-        [`AlignmentError`]: As for [`mix_model`], but for unrelated weights.
-    """
+    """Align a model with its base and read both in full once; raises as [`mix_model`], but for unrelated weights."""
     suspect = named_tensors(model)
     _check_whole(model, suspect)
     layout = LoadedLayout(base, model)
@@ -99,9 +94,7 @@ def _stored_dtype(tensor: torch.Tensor, on_disk: torch.dtype | None) -> torch.dt
 def dtypes_on_disk(model: nn.Module) -> dict[str, torch.dtype] | None:
     """The dtypes of the checkpoint that the model was loaded from, where it is still at hand; else `None`."""
     source = getattr(model, "name_or_path", None)
-    if not source:
-        return None
-    folder = cached_folder(source)
+    folder = cached_folder(source) if source else None
     if folder is None:
         return None
     try:

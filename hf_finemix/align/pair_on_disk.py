@@ -28,16 +28,9 @@ def pair_headers(
     base_config: Any = None,
 ) -> Pairing:
     """
-    Align two checkpoints by their headers.
+    Align two checkpoints by their headers, in the order of the suspect's files.
 
-    Args:
-        suspect, base (`Mapping[str, TensorInfo]`): The tensors by name on disk.
-        architecture (`str`), model_config (`dict`): Class and content of the suspect's config.json.
-        config ([`FineMixingConfig`]): With a number for ρ.
-        base_config (*optional*): Content of the base's config.json, which tells what of the base is tied.
-
-    Returns:
-        [`Pairing`]: In the order of the suspect's files.
+    `architecture` is the suspect's class, `model_config` and `base_config` are the content of both config.json.
 
     Raises:
         [`AlignmentError`]: As [`align`] does; besides for 8-bit floats and for layouts that transformers merges or
@@ -54,8 +47,8 @@ def pair_headers(
         )
     _refuse_quantized(suspect)
     _check_places(suspect, layout, architecture)
-    order = {source: i for i, source in enumerate(suspect)}
-    sources = dict(sorted(layout.suspect.items(), key=lambda item: order[item[1]]))
+    name_of = {source: name for name, source in layout.suspect.items()}
+    sources = {name_of[source]: source for source in suspect if source in name_of}
     infos = {name: suspect[source] for name, source in sources.items()}
     base_infos = {name: base[source] for name, source in layout.base.items()}
     pairing = align(
@@ -81,13 +74,10 @@ def pair_headers(
 
 def check_pair(pairing: Pairing, suspect: Checkpoint, base: Checkpoint) -> dict[str, TensorDrift]:
     """
-    Compare what the headers do not tell, and drop the tensors that are tied to others.
-
-    Returns:
-        `dict[str, TensorDrift]`: How far each weight matrix is from the base's, by a sample of it.
+    Compare what the headers do not tell, by a sample of each weight matrix, and drop the tensors tied to others.
 
     Raises:
-        [`AlignmentError`]: The weights have nothing to do with each other, told by a sample of every matrix.
+        [`AlignmentError`]: The weights have nothing to do with each other.
     """
     same = {alias for alias, first in pairing.tied.items() if _same_values(suspect, alias, first)}
     pairing.tensors = [tensor for tensor in pairing.tensors if tensor.source not in same]
@@ -130,13 +120,13 @@ def read_pair(
     tensor: TensorMix, suspect: Checkpoint, base: Checkpoint, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Elements `start` to `stop` of both sides as words of the suspect's dtype."""
-    (base_source,) = tensor.base_sources
-    s = _read_words(suspect, tensor.source, start, stop)
-    b = _read_words(base, base_source, start, stop)
-    return s, rounded(b, base.tensors[base_source].dtype, tensor.info.dtype)
+    (source,) = tensor.base_sources
+    b = rounded(read_words(base, source, start, stop), base.tensors[source].dtype, tensor.info.dtype)
+    return read_words(suspect, tensor.source, start, stop), b
 
 
-def _read_words(side: Checkpoint, name: str, start: int, stop: int) -> np.ndarray:
+def read_words(side: Checkpoint, name: str, start: int, stop: int) -> np.ndarray:
+    """Elements `start` to `stop` of a tensor as words of its dtype."""
     size = ITEMSIZE[side.tensors[name].dtype]
     raw = np.empty((stop - start) * size, dtype=np.uint8)
     side.read_into(name, memoryview(raw), start * size)
@@ -156,15 +146,11 @@ def _sampled_drift(tensor: TensorMix, suspect: Checkpoint, base: Checkpoint) -> 
 
 def _same_values(side: Checkpoint, name: str, other: str) -> bool:
     """Whether two tensors of a checkpoint hold the same numbers, as transformers asks before it ties them."""
-    infos = [side.tensors[name], side.tensors[other]]
-    if infos[0].shape != infos[1].shape or not {info.dtype for info in infos} <= MIXABLE:
+    one, two = side.tensors[name], side.tensors[other]
+    if one.shape != two.shape or not {one.dtype, two.dtype} <= MIXABLE:
         return False
-    for start in range(0, infos[0].elements, CHUNK_ON_DISK):
-        stop = min(start + CHUNK_ON_DISK, infos[0].elements)
-        values = [
-            to_float64(_read_words(side, n, start, stop), info.dtype)
-            for n, info in zip((name, other), infos, strict=True)
-        ]
-        if not np.array_equal(*values):
-            return False
-    return True
+    ranges = ((start, min(start + CHUNK_ON_DISK, one.elements)) for start in range(0, one.elements, CHUNK_ON_DISK))
+    return all(
+        np.array_equal(*(to_float64(read_words(side, n, *where), side.tensors[n].dtype) for n in (name, other)))
+        for where in ranges
+    )

@@ -23,31 +23,17 @@ KEPT_DIRECTION = "kept: counts only through the other matrix of its pair"
 
 @dataclass(frozen=True)
 class TensorMix:
-    """
-    What becomes of one tensor of the suspect.
+    """What becomes of one tensor of the suspect."""
 
-    Attributes:
-        name (`str`): Canonical name, which the mask goes by.
-        info (`TensorInfo`): Shape and dtype, in the suspect's files and in the mix.
-        rule (`str`): One of the rules named in this module.
-        base_name (`str`, *optional*): Where it is mixed, its counterpart's canonical name: its own, or that of a
-            weight tied to it, in the suspect or in the base.
-        rows (`int`): How many leading rows are mixed: all, but where the base has a smaller vocabulary.
-        source (`str`): What the suspect itself calls it.
-        base_sources (`tuple[str, ...]`): Names on disk of its counterpart.
-        ratio (`float`): Its reserve ratio.
-        purified (`tuple[int, ...]`): Rows that are the base's, in rising order.
-    """
-
-    name: str
-    info: TensorInfo
-    rule: str
-    base_name: str | None = None
-    rows: int = 0
-    source: str = ""
-    base_sources: tuple[str, ...] = ()
-    ratio: float = 1.0
-    purified: tuple[int, ...] = ()
+    name: str  # the canonical one, which the mask goes by
+    info: TensorInfo  # shape and dtype, in the suspect's files and in the mix
+    rule: str  # one of those named in this module
+    base_name: str | None = None  # where it is mixed, of its counterpart: its own name, or that of a weight tied to it
+    rows: int = 0  # how many leading rows are mixed: all, but where the base has a smaller vocabulary
+    source: str = ""  # what the suspect itself calls it
+    base_sources: tuple[str, ...] = ()  # names on disk of its counterpart
+    ratio: float = 1.0  # its ρ
+    purified: tuple[int, ...] = ()  # rows that are the base's, in rising order
 
     @property
     def row(self) -> int:
@@ -71,28 +57,15 @@ class TensorMix:
 
 @dataclass
 class Pairing:
-    """
-    A suspect and its base, tensor by tensor.
+    """A suspect and its base, tensor by tensor; what is ignored, converted or tied goes by names on disk."""
 
-    Attributes:
-        tensors (`list[TensorMix]`): Every tensor of the mix, in the suspect's order.
-        embedding (`str`, *optional*): The canonical name of the suspect's input embedding.
-        vocabulary (`tuple[int, int]`): Rows of the input embeddings of suspect and base; 0 where they are not mixed.
-        ignored_base_tensors (`list[str]`): Tensors of the base, by name on disk, that nothing goes with.
-        converted_base_tensors (`dict[str, list[str]]`): Canonical name of what is mixed → the tensors on disk that are
-            merged or split into it.
-        ignored_suspect_tensors (`list[str]`): Names on disk of what the suspect's class has no place for.
-        tied (`dict[str, str]`): Names on disk of tensors that must equal another one (by its name on disk) to be tied
-            to it, and are then not written.
-    """
-
-    tensors: list[TensorMix]
-    embedding: str | None = None
-    vocabulary: tuple[int, int] = (0, 0)
-    ignored_base_tensors: list[str] = field(default_factory=list)
-    converted_base_tensors: dict[str, list[str]] = field(default_factory=dict)
-    ignored_suspect_tensors: list[str] = field(default_factory=list)
-    tied: dict[str, str] = field(default_factory=dict)
+    tensors: list[TensorMix]  # every tensor of the mix, in the suspect's order
+    embedding: str | None = None  # the canonical name of the suspect's input embedding
+    vocabulary: tuple[int, int] = (0, 0)  # rows of both input embeddings; 0 where they are not mixed
+    ignored_base_tensors: list[str] = field(default_factory=list)  # what nothing goes with
+    converted_base_tensors: dict[str, list[str]] = field(default_factory=dict)  # canonical name → what it is made of
+    ignored_suspect_tensors: list[str] = field(default_factory=list)  # what the suspect's class has no place for
+    tied: dict[str, str] = field(default_factory=dict)  # what is not written where it equals this other one
 
     def mixed(self) -> list[TensorMix]:
         """Those that take weights from the base."""

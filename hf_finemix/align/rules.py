@@ -38,23 +38,16 @@ def align(
     base_sources: Mapping[str, list[str]] | None = None,
 ) -> Pairing:
     """
-    Find the counterpart in the base of every tensor of the suspect.
+    Find the counterpart in the base of every tensor of the suspect, both by canonical names, in the order given.
 
     Args:
-        suspect (`Mapping[str, TensorInfo]`): The suspect's tensors by canonical name.
-        base (`Mapping[str, TensorInfo]`): The base's tensors by canonical name.
-        converted (`Collection[str]`, *optional*): Which of the base's are merged or split on loading.
-        buffers (`set[str]`, *optional*): Tensors of the suspect that are no parameters; they stay as they are.
-        embedding (`str`, *optional*): The suspect's input embedding, to recognize a grown vocabulary.
-        aliases (`Mapping[str, list[str]]`, *optional*): Other names of tied tensors.
-        base_ties (`Mapping[str, str]`, *optional*): Names that the base has no tensor for because its class ties them
-            to another one, and the name of that: the counterpart of what the suspect has untied.
-        head (`str`, *optional*, defaults to `"keep"`): `"keep"` or `"reinit"` for what the base does not have.
-        sources (`Mapping[str, str]`, *optional*), base_sources (`Mapping[str, list[str]]`, *optional*): What the
-            suspect itself calls its tensors, and the names on disk of the base's.
-
-    Returns:
-        [`Pairing`]: A rule for every tensor, in the order given.
+        converted: Which of the base's are merged or split on loading.
+        buffers: Tensors of the suspect that are no parameters; they stay as they are.
+        embedding: The suspect's input embedding, to recognize a grown vocabulary.
+        aliases: Other names of tied tensors.
+        base_ties: What the base's class ties to another tensor → that: the counterpart of what the suspect has untied.
+        head: `"keep"` or `"reinit"` for what the base does not have.
+        sources, base_sources: What the suspect itself calls its tensors, and the names on disk of the base's.
 
     Raises:
         [`AlignmentError`]: A shape or a kind of number that differs, or fewer than half of the suspect's scalar
@@ -78,8 +71,7 @@ def align(
     for name, info in suspect.items():
         base_name, rows = counterpart(name), info.shape[0] if info.shape else 1
         if name in buffers or base_name is None:
-            kept = KEPT_HEAD if head == "keep" else REINITIALIZED_HEAD
-            rule = KEPT_BUFFER if name in buffers else kept
+            rule = KEPT_BUFFER if name in buffers else KEPT_HEAD if head == "keep" else REINITIALIZED_HEAD
             tensors.append(TensorMix(name, info, rule, source=sources.get(name, name)))
             continue
         other = base[base_name]
@@ -133,15 +125,14 @@ def _check_coverage(pairing: Pairing, base: Collection[str]) -> None:
             "copy; give all of the model that the suspect was fine-tuned from."
         )
     if 2 * found < sum(parameters.values()) or not found:
+        other = (
+            f"the base's are called otherwise ({listed(sorted(base)[:2])}, …)" if base else "the base has no weights"
+        )
+        other += ", probably another architecture, give the model it was fine-tuned from."
         raise AlignmentError(
             f"the base has only {found:,} of the suspect's {sum(parameters.values()):,} parameters, {len(missing)} "
-            f"tensors are missing ({listed(missing)}): {why_missing(missing, base) or _another_architecture(base)}"
+            f"tensors are missing ({listed(missing)}): {why_missing(missing, base) or other}"
         )
-
-
-def _another_architecture(base: Collection[str]) -> str:
-    called = f"the base's are called otherwise ({listed(sorted(base)[:2])}, …)" if base else "the base has no weights"
-    return f"{called}, probably another architecture, give the model it was fine-tuned from."
 
 
 def why_missing(missing: Collection[str], base: Collection[str]) -> str | None:

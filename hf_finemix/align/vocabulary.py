@@ -15,11 +15,7 @@ MAX_BYTES, MAX_ENTRIES = 1 << 26, 5_000_000
 
 def check_same_words(suspect: Path, base: Path, suspect_rows: int, base_rows: int) -> None:
     """
-    Compare the tokenizers of two folders, as far as these can be read.
-
-    Args:
-        suspect, base (`Path`): The folders.
-        suspect_rows, base_rows (`int`): How many rows their input embeddings have.
+    Compare the tokenizers of two folders, as far as these can be read, by the rows that their input embeddings have.
 
     Raises:
         [`AlignmentError`]: As [`check_same_ids`] does; or the suspect has fewer rows than the base, and no tokenizer
@@ -50,8 +46,7 @@ def check_same_ids(suspect: Mapping[str, int], base: Mapping[str, int], suspect_
         return
     moved = [token for token, i in suspect.items() if base.get(token, i) != i]
     common = min(suspect_rows, base_rows)
-    moved = [token for token in moved if isinstance(suspect[token], int) and suspect[token] < common]
-    if moved:
+    if moved := [token for token in moved if isinstance(suspect[token], int) and suspect[token] < common]:
         token = moved[0]
         raise AlignmentError(
             f"suspect and base number their vocabularies otherwise: {len(moved):,} tokens of both have another id "

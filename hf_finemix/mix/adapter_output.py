@@ -1,6 +1,5 @@
-"""An adapter that stays one, on its way through a cleaning: loaded to be trained, rounded, compared, written."""
+"""An adapter that stays one, on its way through a cleaning: loaded to be trained, and written."""
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..align.drift import drift_by_layer
-from ..align.pair_in_memory import compare_with_base
 from ..config import FineMixingConfig
 from ..errors import FineMixingError
 from ..io.adapter_on_base import load_adapter
 from ..io.adapters import PREFIX
-from ..io.checkpoint import Checkpoint
 from ..io.folder import LocalModel, is_adapter, weights_in
 from ..repo_contents import ADAPTER_CONFIG_NAME
 from .lora import adapter_parameters, check_mixable
@@ -41,19 +37,6 @@ def dtypes_of_adapter(suspect: LocalModel) -> dict[str, torch.dtype]:
     """In which dtype each of its tensors is on disk, by its name in the file."""
     with weights_in(suspect.folder) as weights:
         return {name.removeprefix(PREFIX): getattr(torch, info.dtype) for name, info in weights.tensors.items()}
-
-
-def round_adapter(model: "PeftModel", dtypes: Mapping[str, torch.dtype]) -> None:
-    """Round the adapter to the dtypes it is saved in."""
-    for name, parameter in adapter_parameters(model).items():
-        parameter.data.copy_(parameter.data.to(dtypes[name]))
-
-
-def drift_of_merged(model: "PeftModel", base: LocalModel) -> dict[str, float | None]:
-    """How far the model is from the base, layer by layer, were it merged; takes the memory of one more model."""
-    merged = copy.deepcopy(model).merge_and_unload()
-    with Checkpoint(base.folder) as weights:
-        return drift_by_layer(compare_with_base(merged, weights).drift)
 
 
 def save_adapter(model: "PeftModel", folder: Path, base: LocalModel, dtypes: Mapping[str, torch.dtype]) -> None:

@@ -40,12 +40,12 @@ def fisher_information(
     each text.
 
     Args:
-        model (`nn.Module`): The suspect, with its own weights; it gives `logits`, or several (`start_logits`, …), or a
-            tuple in which scores come first or behind the loss. Nothing of it is changed.
-        batches (`Iterable[Mapping[str, torch.Tensor]]`): Clean text, **one sample a batch**, on the model's device; if
-            with labels, the loss that the model makes of them does not count.
-        seed (`int`, *optional*, defaults to 0): Of the labels drawn.
-        parameters (`Mapping[str, nn.Parameter]`, *optional*): Of which, by name; all of the model's by default.
+        model: The suspect, with its own weights; it gives `logits`, or several (`start_logits`, …), or a tuple in
+            which scores come first or behind the loss. Nothing of it is changed.
+        batches: Clean text, **one sample a batch**, on the model's device; if with labels, the loss that the model
+            makes of them does not count.
+        seed: Of the labels drawn.
+        parameters: Of which, by name; all of the model's by default.
 
     Returns:
         `dict[str, torch.Tensor]`: H by canonical name, float32 on the CPU, of the parameters' shapes.
@@ -74,7 +74,8 @@ def fisher_information(
                         term, list(parameters.values()), retain_graph=i + 1 < len(terms), allow_unused=True
                     )
                     for total, gradient in zip(squares.values(), gradients, strict=True):
-                        _add_square(total, gradient)
+                        if gradient is not None:
+                            _add_square(total, gradient)
                 count += 1
     finally:
         model.train(training)
@@ -120,10 +121,9 @@ def _terms(logits: torch.Tensor, generator: torch.Generator) -> list[torch.Tenso
 def _sparse_gradients(model: nn.Module) -> Iterator[None]:
     """Of word embeddings only the rows that a text has: of a small model the others are most of all weights."""
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weights = [weight for _, weight in model.named_parameters(remove_duplicate=False)]
     alone = type(embedding) is nn.Embedding and not embedding.sparse
-    if alone:  # a tied output layer has a dense gradient
-        weights = [weight for _, weight in model.named_parameters(remove_duplicate=False)]
-        alone = sum(weight is embedding.weight for weight in weights) == 1
+    alone = alone and sum(weight is embedding.weight for weight in weights) == 1  # a tied layer has a dense gradient
     if alone:
         embedding.sparse = True
     try:
@@ -133,9 +133,7 @@ def _sparse_gradients(model: nn.Module) -> Iterator[None]:
             embedding.sparse = False
 
 
-def _add_square(total: torch.Tensor, gradient: torch.Tensor | None) -> None:
-    if gradient is None:
-        return
+def _add_square(total: torch.Tensor, gradient: torch.Tensor) -> None:
     if gradient.is_sparse:
         gradient = gradient.coalesce()
         total.index_add_(0, gradient.indices()[0], gradient.values().float().square())
@@ -148,12 +146,9 @@ class ScoreMask:
     The mask that keeps, of the weights that drifted, the fraction ρ with the smallest δ²/H, by one threshold over the
     whole model.
 
-    A pure function of the weights of both sides and of H, so it is the same in any order or slice, and masks nest:
-    what a ratio keeps, every larger ratio keeps too. Scores are computed when asked for and never held: the memory is
-    that of H.
-
-    Args:
-        curvature (`Mapping[str, torch.Tensor]`): H by canonical name, from [`fisher_information`].
+    A pure function of the weights of both sides and of H (`curvature`), so it is the same in any order or slice, and
+    masks nest: what a ratio keeps, every larger ratio keeps too. Scores are computed when asked for and never held:
+    the memory is that of H.
     """
 
     def __init__(self, curvature: Mapping[str, torch.Tensor]):
@@ -185,11 +180,7 @@ class ScoreMask:
         The score up to which weights are kept: the ⌊ρ·n⌋-th smallest of n, or the largest below 0 for none.
 
         n counts the weights that drifted. The others are the base's own, kept or not: embeddings of words that
-        fine-tuning never saw, whatever a LoRA leaves alone. They must not take up ρ.
-
-        Args:
-            slices (`Callable[[], Iterable[torch.Tensor]]`): Gives all scores, slice by slice, twice.
-            ratio (`float`): ρ in [0, 1].
+        fine-tuning never saw, whatever a LoRA leaves alone. They must not take up ρ. `slices` gives all scores, twice.
         """
         if ratio in (0, 1):
             return -1.0 if ratio == 0 else float("inf")

@@ -48,8 +48,8 @@ def mix_rows(
             mixed[purified_rows] = base[purified_rows]
         return mixed, 0
     if keep is None:
-        stop, seed = start + suspect.numel(), config.mixing_seed
-        mask = keep_mask(tensor.name, start, stop, ratio=tensor.ratio, seed=seed)
+        stop = start + suspect.numel()
+        mask = keep_mask(tensor.name, start, stop, ratio=tensor.ratio, seed=config.mixing_seed)
         keep = torch.from_numpy(mask).view(suspect.shape)
     if purified_rows is not None:
         keep[purified_rows] = False
@@ -166,16 +166,10 @@ def ratio_to_mix(config: FineMixingConfig, given: float | None, *, scored: bool)
 
 @dataclass
 class Sides:
-    """
-    A suspect in memory and its base, read side by side in slices.
+    """A suspect in memory and its base, read side by side in slices."""
 
-    Attributes:
-        tensors (`Mapping[str, torch.Tensor]`): The suspect's, by canonical name.
-        read (`Callable[[str, int, int], torch.Tensor]`): Gives rows of the base's tensor of this name.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    read: Callable[[str, int, int], torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]  # the suspect's, by canonical name
+    read: Callable[[str, int, int], torch.Tensor]  # gives rows of the base's tensor of this name
 
     def common(
         self, tensor: TensorMix

@@ -22,7 +22,6 @@ from .mask_file import MaskFile
 if TYPE_CHECKING:
     from peft import PeftModel
 
-
 # An untrained LoRA has zeros in these: lora_B of a layer, lora_embedding_A of an embedding.
 _ZERO_AT_FIRST = re.compile(r"\.(lora_B(\.weight|\.bias)|lora_embedding_A)$")
 _DIRECTION = re.compile(r"\.(lora_A(\.weight|\.bias)|lora_embedding_B)$")
@@ -37,10 +36,8 @@ def adapter_parameters(model: "PeftModel") -> dict[str, nn.Parameter]:
     for name, parameter in model.named_parameters():
         if re.search(rf"\.(lora_\w+|modules_to_save)\.{active}(\.|$)", name):
             plain = re.sub(rf"\.{active}(?=\.|$)", "", name.removeprefix("base_model.model."), count=1)
-            plain = plain.replace(".modules_to_save.", ".").replace(
-                "lora_magnitude_vector.weight", "lora_magnitude_vector"
-            )
-            found[plain] = parameter
+            plain = plain.replace(".modules_to_save.", ".")
+            found[plain.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")] = parameter
     return found
 
 
@@ -51,12 +48,9 @@ def is_fresh(name: str, parameter: torch.Tensor) -> bool:
 
 def pair_adapter(tensors: Mapping[str, TensorInfo], base_names: Collection[str]) -> Pairing:
     """
-    What becomes of each tensor of an adapter.
+    What becomes of each tensor of an adapter, by its name in the file without `base_model.model.`.
 
-    Args:
-        tensors (`Mapping[str, TensorInfo]`): By their names in its file, without `base_model.model.`.
-        base_names (`Collection[str]`): Names of the base's tensors, with the model's prefix or without; and of what is
-            tied to them.
+    The base's names are with the model's prefix or without, and have what is tied to its tensors among them.
     """
     return Pairing([_mix_of(name, info, base_names) for name, info in tensors.items()])
 
@@ -89,18 +83,14 @@ def mix_adapter(
     (with `strategy="average"` lora_B is scaled by ρ). The rank stays. Embeddings are not purified.
 
     Args:
-        model (`PeftModel`): The base with the suspect's adapter on it, in float32.
-        base ([`Checkpoint`]): The clean pre-trained weights, for the names that are in them.
-        config ([`FineMixingConfig`]): What to mix and how.
-        reserve_ratio (`float`, *optional*): ρ in [0, 1]; needed where the config says `"auto"`.
-        curvature (`Mapping[str, torch.Tensor]`, *optional*): Of the [`adapter_parameters`], for `strategy="fisher"`.
-        masks ([`MaskFile`], *optional*): In place of the curvature: what a mix with it kept.
+        model: The base with the suspect's adapter on it, in float32.
+        base: The clean pre-trained weights, for the names that are in them.
+        reserve_ratio: ρ in [0, 1]; needed where the config says `"auto"`.
+        curvature: Of the [`adapter_parameters`], for `strategy="fisher"`.
+        masks: In place of the curvature: what a mix with it kept.
 
     Returns:
         [`MixingRecord`]: Its digests are of the values in float32, or in the wider dtype that they have.
-
-    Raises:
-        [`FineMixingError`]: A variant that cannot be mixed in this way; the message names it.
     """
     ratio = ratio_to_mix(config, reserve_ratio, scored=curvature is not None or masks is not None)
     parameters = adapter_parameters(model)
@@ -137,8 +127,7 @@ def _check_under(model: "PeftModel", base: Checkpoint) -> None:
 
 def check_mixable(model: "PeftModel", config: FineMixingConfig) -> None:
     """Raise a [`FineMixingError`] for a variant that cannot be mixed in this way."""
-    lora = model.peft_config[model.active_adapter]
-    what = None
+    lora, what = model.peft_config[model.active_adapter], None
     if lora.peft_type != "LORA":
         what = f"an adapter of the kind {getattr(lora.peft_type, 'value', lora.peft_type)}"
     elif lora.bias != "none":
@@ -159,9 +148,8 @@ def _untrained(model: "PeftModel", name: str, values: torch.Tensor) -> torch.Ten
         weight = layer.get_base_layer().weight
         if weight.dim() != 2 or isinstance(layer.get_base_layer(), nn.Embedding):
             raise FineMixingError(f"adapter_mode='adapter' cannot be done with DoRA on {name}: use 'merge'.")
-        return (
-            torch.linalg.norm(weight.T if layer.fan_in_fan_out else weight, dim=1).to(values.dtype).view(values.shape)
-        )
+        norms = torch.linalg.norm(weight.T if layer.fan_in_fan_out else weight, dim=1)
+        return norms.to(values.dtype).view(values.shape)
     module, _, leaf = name.rpartition(".")
     while module and not hasattr(under.get_submodule(module), "original_module"):  # a part of what is saved whole
         module, _, part = module.rpartition(".")

@@ -24,15 +24,7 @@ def keep_mask(name: str, start: int, stop: int, *, ratio: float, seed: int) -> n
     i mod 8 of the encryption of the number i // 8 as 16 big-endian bytes. Processors have instructions for it, so that
     the mask costs less than reading the weights.
 
-    Args:
-        name (`str`): Canonical name of the tensor.
-        start (`int`): First element, counted in row-major order, at least 0.
-        stop (`int`): One past the last element.
-        ratio (`float`): Reserve ratio ρ in [0, 1], honoured to 1/65536.
-        seed (`int`): Mixing seed in [0, 2⁶³).
-
-    Returns:
-        `np.ndarray`: Booleans, shape `[stop - start]`.
+    Elements are counted in row-major order; `name` is the canonical one, ρ is honoured to 1/65536.
     """
     if not 0 <= ratio <= 1:
         raise FineMixingError(f"reserve_ratio is {ratio!r}: give a number in [0, 1].")

@@ -14,12 +14,9 @@ MASKS_NAME = "masks.safetensors"
 
 def save_masks(masks: Mapping[str, np.ndarray], folder: str | Path) -> None:
     """
-    Write masks into a folder.
+    Write masks, by canonical name, into the folder of a cleaned model.
 
-    Args:
-        masks (`Mapping[str, np.ndarray]`): By canonical name, as [`np.packbits`] packs them: row-major, the first
-            element in the highest bit; 1 keeps the suspect's weight.
-        folder (`str` or `Path`): Of the cleaned model.
+    They are as [`np.packbits`] packs them: row-major, the first element in the highest bit; 1 keeps the suspect's.
     """
     from safetensors.numpy import save_file
 

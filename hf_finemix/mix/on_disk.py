@@ -5,6 +5,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
@@ -24,83 +25,71 @@ PIECE_ELEMENTS = 1 << 22
 Piece = tuple[TensorMix, int, int]  # elements from … to …
 
 
+@dataclass
+class Parents:
+    """What a mix is made of, with `masks` where a score chose; what of it is not finite is named in `bad`."""
+
+    suspect: Checkpoint
+    base: Checkpoint
+    config: FineMixingConfig
+    masks: MaskFile | None = None
+    bad: set[str] = field(default_factory=set)
+
+
 class Workspace:
     """What one worker mixes in, chunk after chunk, without asking for memory again."""
 
-    def __init__(self):
+    def __init__(self, parents: Parents):
+        self._parents = parents
         self._suspect, self._base = (np.empty(8 * CHUNK_ON_DISK, dtype=np.uint8) for _ in range(2))
 
-    def mixed_chunks(
-        self,
-        tensor: TensorMix,
-        suspect: Checkpoint,
-        base: Checkpoint,
-        config: FineMixingConfig,
-        start: int,
-        stop: int,
-        bad: set[str],
-        masks: MaskFile | None = None,
-    ) -> Iterator[tuple[int, np.ndarray, int]]:
+    def mixed_chunks(self, piece: Piece) -> Iterator[tuple[int, np.ndarray, int]]:
         """
-        Mix elements `start` (a multiple of 8) to `stop` of a tensor; by `masks`, where a score chose them.
+        Mix a piece, which starts at a multiple of 8.
 
         Yields:
             `(first element, the bytes of the mix, how many elements are the suspect's own)`; the bytes are good until
-            the next chunk. What is not finite is named in `bad`.
+            the next chunk.
         """
+        tensor, start, stop = piece
         size = ITEMSIZE[tensor.info.dtype]
         for first in range(start, stop, CHUNK_ON_DISK):
             last = min(first + CHUNK_ON_DISK, stop)
             raw = self._suspect[: (last - first) * size]
-            suspect.read_into(tensor.source, memoryview(raw), first * size)
+            self._parents.suspect.read_into(tensor.source, memoryview(raw), first * size)
             kept = last - first
             if tensor.info.dtype in MIXABLE and tensor.rule != KEPT_BUFFER:
                 numbers = words(raw, tensor.info.dtype)
                 if not is_finite(numbers, tensor.info.dtype):
-                    bad.add(f"{tensor.name} of the suspect")
+                    self._parents.bad.add(f"{tensor.name} of the suspect")
                 common = min(last, tensor.mixed_elements) - first
                 if common > 0:
-                    kept -= common
-                    kept += self._mix(tensor, numbers[:common], base, config, first, bad, masks)
+                    kept += self._mix(tensor, numbers[:common], first) - common
             yield first, raw, kept
 
-    def _mix(
-        self,
-        tensor: TensorMix,
-        s: np.ndarray,
-        base: Checkpoint,
-        config: FineMixingConfig,
-        first: int,
-        bad: set[str],
-        masks: MaskFile | None,
-    ) -> int:
+    def _mix(self, tensor: TensorMix, s: np.ndarray, first: int) -> int:
         """Mix into `s`; how many of its elements stay the suspect's."""
-        (source,) = tensor.base_sources
+        (source,), base, config = tensor.base_sources, self._parents.base, self._parents.config
         dtype = base.tensors[source].dtype
         raw = self._base[: len(s) * ITEMSIZE[dtype]]
         base.read_into(source, memoryview(raw), first * ITEMSIZE[dtype])
         original = words(raw, dtype)
         b = rounded(original, dtype, tensor.info.dtype)
         if not is_finite(original, dtype):
-            bad.add(f"{source} of the base")
+            self._parents.bad.add(f"{source} of the base")
         elif not is_finite(b, tensor.info.dtype):
-            bad.add(f"{source} of the base, which overflows in {tensor.info.dtype}")
+            self._parents.bad.add(f"{source} of the base, which overflows in {tensor.info.dtype}")
         # Whole rows go back to the base after E-PUR: their places in this chunk.
-        here = (
-            bisect_left(tensor.purified, first // tensor.row),
-            bisect_left(tensor.purified, -(-(first + len(s)) // tensor.row)),
-        )
-        reset = [
-            slice(max(0, row * tensor.row - first), (row + 1) * tensor.row - first)
-            for row in tensor.purified[here[0] : here[1]]
-        ]
+        row = tensor.row
+        top, end = (bisect_left(tensor.purified, r) for r in (first // row, -(-(first + len(s)) // row)))
+        reset = [slice(max(0, i * row - first), (i + 1) * row - first) for i in tensor.purified[top:end]]
         if config.strategy == "average" and 0 < tensor.ratio < 1:
             s[:] = average(s, b, tensor.info.dtype, tensor.ratio)
             for place in reset:
                 s[place] = b[place]
             return 0
-        if masks is not None:
-            keep = masks.keep(tensor.name, first, first + len(s))
+        if self._parents.masks is not None:
+            keep = self._parents.masks.keep(tensor.name, first, first + len(s))
         else:
             keep = keep_mask(tensor.name, first, first + len(s), ratio=tensor.ratio, seed=config.mixing_seed)
         for place in reset:
@@ -113,7 +102,7 @@ class Workspace:
 
 
 def pieces(tensors: Collection[TensorMix]) -> list[Piece]:
-    """Cut tensors into pieces of work: `(tensor, first element, last + 1)`."""
+    """Cut tensors into pieces of work."""
     return [
         (tensor, start, min(start + PIECE_ELEMENTS, tensor.info.elements))
         for tensor in tensors
@@ -121,15 +110,16 @@ def pieces(tensors: Collection[TensorMix]) -> list[Piece]:
     ]
 
 
-def run_pieces(work: Collection[Piece], do: Callable[[Piece, Workspace], None], workers: int, what: str) -> None:
+def run_pieces(
+    parents: Parents, work: Collection[Piece], do: Callable[[Piece, Workspace], None], workers: int, what: str
+) -> None:
     """Call `do(piece, workspace)` for all pieces, in their order, on several threads; the first error ends it."""
-    queue, stop = iter(work), threading.Event()
-    lock = threading.Lock()
-    total = sum(tensor.info.nbytes * (last - first) // tensor.info.elements for tensor, first, last in work)
+    queue, stop, lock = iter(work), threading.Event(), threading.Lock()
+    total = sum(ITEMSIZE[tensor.info.dtype] * (last - first) for tensor, first, last in work)
     bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, mininterval=0.5)
 
     def worker() -> None:
-        workspace = Workspace()
+        workspace = Workspace(parents)
         while not stop.is_set():
             with lock:
                 piece = next(queue, None)
@@ -137,7 +127,7 @@ def run_pieces(work: Collection[Piece], do: Callable[[Piece, Workspace], None], 
                 return
             do(piece, workspace)
             with lock:
-                bar.update(piece[0].info.nbytes * (piece[2] - piece[1]) // piece[0].info.elements)
+                bar.update(ITEMSIZE[piece[0].info.dtype] * (piece[2] - piece[1]))
 
     with bar, ThreadPoolExecutor(workers) as executor:
         try:

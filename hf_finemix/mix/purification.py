@@ -19,13 +19,6 @@ logger = logging.getLogger(__name__)
 MIN_FREQUENCY = 20.0
 
 
-def frequency_of_rows(frequencies: np.ndarray, rows: int) -> np.ndarray:
-    """f_i of each embedding row; 0 for rows that the tokenizer cannot produce (padding of the vocabulary)."""
-    counts = np.zeros(rows)
-    counts[: len(frequencies)] = frequencies[:rows]
-    return counts
-
-
 def row_drift(suspect_rows: np.ndarray, base_rows: np.ndarray) -> np.ndarray:
     """‖δ_i‖₂ of each embedding row, δ_i = e_i(suspect) - e_i(base): float64, shapes `[n, d]` → `[n]`."""
     delta = suspect_rows - base_rows
@@ -37,14 +30,8 @@ def purification_scores(drift: np.ndarray, frequencies: np.ndarray) -> np.ndarra
     Score how suspicious the drift of each embedding row is: ‖δ_i‖₂ / log(max(f_i, 20)).
 
     An honest row drifts about as the logarithm of how often it was updated, a trigger's row far more
-    (arXiv:2210.09545, E-PUR).
-
-    Args:
-        drift (`np.ndarray`): ‖δ_i‖₂ of each token, shape `[n]`, from [`row_drift`].
-        frequencies (`np.ndarray`): Expected counts f_i in a corpus of 1.24e9 pieces, shape `[n]`.
-
-    Returns:
-        `np.ndarray`: Scores, shape `[n]`, float64, at least 0.
+    (arXiv:2210.09545, E-PUR). The frequencies f_i are expected counts in a corpus of 1.24e9 pieces; all shapes are
+    `[n]`.
     """
     return drift / np.log(np.maximum(np.asarray(frequencies, dtype=np.float64), MIN_FREQUENCY))
 
@@ -63,20 +50,12 @@ def rows_to_purify(scores: np.ndarray, count: int, exempt: Collection[int] = ())
 
 @dataclass
 class TokenDrift:
-    """
-    What E-PUR knows of every token of the base's vocabulary.
+    """What E-PUR knows of every token of the base's vocabulary: arrays of float64, shape `[n]`."""
 
-    Attributes:
-        delta (`np.ndarray`): ‖δ_i‖₂, shape `[n]`, float64.
-        frequency (`np.ndarray`): f_i, expected count in a corpus of 1.24e9 pieces, shape `[n]`, float64.
-        score (`np.ndarray`): From [`purification_scores`], shape `[n]`, float64.
-        exempt (`frozenset[int]`): Special tokens, which are never purified.
-    """
-
-    delta: np.ndarray
-    frequency: np.ndarray
-    score: np.ndarray
-    exempt: frozenset[int] = frozenset()
+    delta: np.ndarray  # ‖δ_i‖₂
+    frequency: np.ndarray  # f_i, expected count in a corpus of 1.24e9 pieces
+    score: np.ndarray  # from `purification_scores`
+    exempt: frozenset[int] = frozenset()  # special tokens, which are never purified
 
     @classmethod
     def measured(cls, delta: np.ndarray, frequency: np.ndarray, exempt: Collection[int]) -> "TokenDrift":
@@ -131,13 +110,8 @@ def purify(
     """
     Find the embeddings to reset (E-PUR) and mark their rows.
 
-    Args:
-        pairing ([`Pairing`]): What becomes of every tensor; the embedding is marked there.
-        blocks (`Callable`): Gives what the embedding has in common with the base's, `(suspect, base)` in float64 of
-            some rows after the other.
-        config ([`FineMixingConfig`]): How many rows to reset.
-        frequencies (`np.ndarray`): f_i of each token id.
-        special_token_ids (`Collection[int]`): Which are never purified.
+    `blocks` gives what the embedding has in common with the base's, `(suspect, base)` in float64 of some rows after
+    the other; `frequencies` are f_i by token id. Special tokens are never purified.
 
     Returns:
         `tuple`: What was measured of every token; `id`, `delta`, `frequency` and `score` of each that is purified,
@@ -148,7 +122,9 @@ def purify(
         logger.warning("E-PUR has nothing to purify: the input embedding is not mixed.")
         return None, [], []
     delta = np.concatenate([row_drift(*rows) for rows in blocks(tensor)])
-    drift = TokenDrift.measured(delta, frequency_of_rows(frequencies, tensor.rows), special_token_ids)
+    counts = np.zeros(tensor.rows)  # of rows that the tokenizer cannot produce (padding of the vocabulary): 0
+    counts[: len(frequencies)] = frequencies[: tensor.rows]
+    drift = TokenDrift.measured(delta, counts, special_token_ids)
     ids = rows_to_purify(drift.score, config.num_purified_tokens, special_token_ids)
     pairing.mark_purified(ids)
     return drift, [drift.describe(i) for i in ids], list(range(tensor.rows, tensor.info.shape[0]))

@@ -1,5 +1,6 @@
 """A suspect on its base: a whole model, or a LoRA that stays one. Which of the two is asked once, here."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,27 +18,19 @@ from ..io.checkpoint import Checkpoint
 from ..io.folder import LocalModel
 from ..io.model_files import copy_model_files
 from ..io.read_back import save_model
-from .adapter_output import adapter_to_train, drift_of_merged, dtypes_of_adapter, round_adapter, save_adapter
+from .adapter_output import adapter_to_train, dtypes_of_adapter, save_adapter
+from .lora import adapter_parameters
 
 
 @dataclass
 class WholeModel:
-    """
-    A suspect that is mixed, trained and saved as a whole; a LoRA was merged with its base for that.
+    """A suspect that is mixed, trained and saved as a whole; a LoRA was merged with its base for that."""
 
-    Attributes:
-        source ([`LocalModel`]): Where it is: the suspect's folder, or the one that its LoRA was merged to.
-        base ([`LocalModel`]): Its base.
-        model (`PreTrainedModel`): The suspect in float32, to be mixed.
-        dtypes (`dict[str, torch.dtype]`): What each tensor is saved in, by name.
-        read (`Callable`): How a model is loaded from a folder.
-    """
-
-    source: LocalModel
+    source: LocalModel  # the suspect's folder, or the one that its LoRA was merged to
     base: LocalModel
-    model: PreTrainedModel
-    dtypes: dict[str, torch.dtype]
-    read: Callable[[LocalModel], PreTrainedModel]
+    model: PreTrainedModel  # the suspect in float32, to be mixed
+    dtypes: dict[str, torch.dtype]  # what each tensor is saved in, by name
+    read: Callable[[LocalModel], PreTrainedModel]  # loads a model from a folder in float32
 
     def load(self) -> PreTrainedModel:
         """The suspect once more, as it was before it was mixed."""
@@ -70,20 +63,13 @@ class WholeModel:
 
 @dataclass
 class LoraAdapter:
-    """
-    A suspect's LoRA that is mixed, trained and saved as a LoRA of that base.
-
-    Attributes:
-        adapter ([`LocalModel`]): Where it is.
-        source ([`LocalModel`]): Where it is merged with its base, to be compared and described.
-        base, model, dtypes: As of [`WholeModel`]; the model is the base with the LoRA on it.
-    """
+    """A suspect's LoRA that is mixed, trained and saved as a LoRA of that base."""
 
     adapter: LocalModel
-    source: LocalModel
+    source: LocalModel  # where it is merged with its base, to be compared and described
     base: LocalModel
     config: FineMixingConfig
-    model: PreTrainedModel = field(init=False)
+    model: PreTrainedModel = field(init=False)  # the base with the LoRA on it
     dtypes: dict[str, torch.dtype] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,10 +82,13 @@ class LoraAdapter:
         return []
 
     def round(self, model: PreTrainedModel) -> None:
-        round_adapter(model, self.dtypes)
+        for name, parameter in adapter_parameters(model).items():
+            parameter.data.copy_(parameter.data.to(self.dtypes[name]))
 
     def drift(self, model: PreTrainedModel) -> dict[str, float | None]:
-        return drift_of_merged(model, self.base)
+        merged = copy.deepcopy(model).merge_and_unload()  # takes the memory of one more model
+        with Checkpoint(self.base.folder) as base:
+            return drift_by_layer(compare_with_base(merged, base).drift)
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         save_adapter(model, folder, self.base, self.dtypes)
@@ -114,17 +103,7 @@ def open_subject(
     config: FineMixingConfig,
     read: Callable[[LocalModel], PreTrainedModel],
 ) -> tuple[Subject, Pair]:
-    """
-    Load a suspect and compare it with its base, as a whole model in both cases.
-
-    Args:
-        suspect, base ([`LocalModel`]): Where the two are.
-        config ([`FineMixingConfig`]): Whether a LoRA stays one (`adapter_mode`), and what becomes of a head.
-        read (`Callable`): Loads a model from a folder in float32.
-
-    Raises:
-        [`FineMixingError`]: One cannot be read, they do not fit, or the suspect is no LoRA that could stay one.
-    """
+    """Load a suspect, by `read`, and compare it with its base, as a whole model whether or not a LoRA stays one."""
     source = full_model(suspect, base)
     model = read(source)
     with Checkpoint(base.folder) as weights:

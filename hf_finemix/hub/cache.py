@@ -58,12 +58,7 @@ def _whole(
     what: str,
     choose: Callable[[RepoContents], list[str]],
 ) -> list[str]:
-    """
-    What is needed of a repo and is in the cache.
-
-    Raises:
-        [`FineMixingError`]: A file that is needed is not; only the card can be done without.
-    """
+    """What is needed of a repo and is in the cache, or an error: only the card can be done without."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     where = f"{what} @ {resolved.resolved[:7]} is in the cache only in part"

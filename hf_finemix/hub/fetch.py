@@ -68,11 +68,8 @@ def fetch_model(
         trust ([`TrustArguments`], *optional*): What is taken although it is refused by default.
         only_hub (`bool`, *optional*, defaults to `False`): The name is a stranger's: never take it for a path.
         to_read (`bool`, *optional*, defaults to `True`): Its weights are to be read: see first that they are those
-            that the Hub lists.
-
-    Raises:
-        [`FineMixingError`]: There is no such folder or repo, it may not be read, the Hub cannot be reached, there are
-            no safetensors, a file has not the SHA-256 that the Hub lists, or the model asks for code of its own.
+            that
+            the Hub lists.
     """
     trust, name = trust or TrustArguments(), str(name_or_path)
     model = None if only_hub else local_folder(name, revision, role)

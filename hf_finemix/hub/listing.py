@@ -29,7 +29,6 @@ class RepoContents:
     A repo as the Hub describes it.
 
     Attributes:
-        id (`str`): `org/name`.
         revision (`ResolvedRevision`): What was asked for, and the commit it stands for.
         sizes (`dict[str, int]`): Every file and its bytes.
         sha256 (`dict[str, str]`): Of the large ones.
@@ -72,9 +71,7 @@ def inspect_repo(repo: str, revision: str | None = None) -> RepoContents:
     """
     Ask the Hub for everything that it says about a repo, at the commit that a revision stands for now.
 
-    Raises:
-        [`FineMixingError`]: The repo is disabled, or what it lists cannot be.
-        `Exception`: What [`hub_error`] makes one line of.
+    An error of the client is left for [`hub_error`].
     """
     try:
         resolved = hub_api().resolve_revision(repo, revision=revision)  # everything else is asked of that commit
@@ -104,14 +101,8 @@ def inspect_repo(repo: str, revision: str | None = None) -> RepoContents:
 
 def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[str]:
     """
-    Which files to fetch: one set of weights, and the small files that belong to them.
-
-    Args:
-        contents ([`RepoContents`]): What there is.
-        allow_pickle (`bool`, *optional*, defaults to `False`): Take pickled weights where there are no safetensors.
-
-    Raises:
-        [`FineMixingError`]: There are no weights that may be taken, or the Hub's scan calls one of the files unsafe.
+    Which files to fetch: one set of weights, pickled only where there are no safetensors, and the small files that
+    belong to them; an error where the Hub's scan calls one of them unsafe.
     """
     names = contents.sizes
     first = _safetensors(names) or _pickled(contents, allow_pickle)

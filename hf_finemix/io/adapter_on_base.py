@@ -30,11 +30,8 @@ def full_model(suspect: LocalModel, base: LocalModel) -> LocalModel:
     """
     The suspect as it is; an adapter merged with its base, in a folder that is gone with what is returned.
 
-    Every layer is merged in float64 and rounded once to float32, so that anyone gets the same bits.
-
-    Raises:
-        [`FineMixingError`]: The adapter is not understood, does not fit the base, or the merged model does not answer
-            as base and adapter do together.
+    Every layer is merged in float64 and rounded once to float32, so that anyone gets the same bits. What does not
+    answer as base and adapter do together is refused.
     """
     if not is_adapter(suspect.folder):
         return suspect
@@ -93,13 +90,7 @@ def load_adapter(suspect: LocalModel, base: LocalModel, *, to_stay: bool = False
     """
     The base with an adapter on it, in float32; nothing is merged.
 
-    Args:
-        suspect, base ([`LocalModel`]): Where the two are.
-        to_stay (`bool`, *optional*, defaults to `False`): It stays an adapter of that very base, so that one that
-            brings other embeddings than the base's is refused.
-
-    Raises:
-        [`FineMixingError`]: As [`full_model`] does.
+    Where it is `to_stay` an adapter of that very base, one that brings other embeddings than the base's is refused.
     """
     from peft import PeftModel, set_peft_model_state_dict
 
@@ -149,8 +140,7 @@ def _fit_vocabulary(
     """
     Give the base as many embeddings as the adapter was trained with, the new ones from the adapter itself.
 
-    Returns:
-        `str`, *optional*: What of the base's own embeddings the adapter brings with other values or rows, if anything.
+    Returns what of the base's own embeddings the adapter brings with other values or rows, if anything.
     """
     import torch
 
@@ -173,12 +163,7 @@ def _fit_vocabulary(
 
 
 def _rows_of_vocabulary(adapter: Adapter, model: "PreTrainedModel", base: str) -> int:
-    """
-    How many tokens the adapter has weights for; as many as the base where it has none of embeddings.
-
-    Raises:
-        [`FineMixingError`]: Several numbers, or more than the base has without the weights of the further ones.
-    """
+    """How many tokens the adapter has weights for; as many as the base where it has none of embeddings."""
     found = {}
     for module in _embeddings(model):
         for kind, axis in (("weight", 0), ("base_layer.weight", 0), ("lora_B.weight", 0), ("lora_embedding_A", -1)):

@@ -191,12 +191,7 @@ def _single_file(folder: Path) -> Path:
 
 
 def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
-    """
-    The file of each tensor, as an index of shards has it.
-
-    Raises:
-        [`FineMixingError`]: It is a link out of its folder, cannot be read or is no index, or names no file of it.
-    """
+    """The file of each tensor, as an index of shards has it: all of them files of its folder."""
     check_inside(index, index.parent)
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
@@ -220,12 +215,7 @@ def _check_duplicates(header: bytes) -> None:
 
 
 def row_chunks(shape: tuple[int, ...], elements: int) -> Iterator[tuple[int, int, int]]:
-    """
-    Cut a tensor along its first dimension into slices of about `elements` scalars.
-
-    Yields:
-        `(first_row, last_row + 1, index of the slice's first element in the flattened tensor)`.
-    """
+    """Cut a tensor into slices of about so many scalars: first row, last + 1, first element in the flattened one."""
     row = prod(shape[1:])
     rows = max(1, elements // max(row, 1))
     for start in range(0, shape[0], rows):

@@ -28,9 +28,7 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
     """
     Load a classifier in float32, in which it is fine-tuned. No code of the repo is run and no pickle is read.
 
-    Raises:
-        [`FineMixingError`]: No safetensors, an architecture that transformers does not know, weights that are missing
-            (a model that is no classifier), or a regression.
+    An error tells of a model that is no classifier, or a regression, or that transformers does not know.
     """
     model = load_model(source, AutoModelForSequenceClassification, "sequence classifier")
     if model.config.num_labels < 2:
@@ -46,14 +44,7 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
 
 
 def load_model(source: LocalModel, kind: Any, what: str) -> PreTrainedModel:
-    """
-    Load a model by one of transformers' Auto classes, in float32; as [`load_classifier`] does.
-
-    Args:
-        source ([`LocalModel`]): Its folder.
-        kind: `AutoModelForCausalLM` and the like.
-        what (`str`): In words, for messages.
-    """
+    """As [`load_classifier`], by any of transformers' Auto classes; `what` it loads, in words, is for messages."""
     refuse_adapter(source.folder, source.id)
     checkpoint = Checkpoint(source.folder)
     content = read_config(source.folder, source.id)
@@ -129,9 +120,6 @@ def agree_on_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
 
     Decoders (GPT-2, Llama, …) find the last token of a text by it, and their tokenizers often have none: then the end
     of a text serves, as is usual.
-
-    Raises:
-        [`FineMixingError`]: Neither of them has such a token.
     """
     config, size = model.config, len(tokenizer)
     ids = (getattr(config, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id)

@@ -23,16 +23,11 @@ def output_folder(
 
     Args:
         final (`Path`): OUT. A folder that is not there or is empty, unless `overwrite`.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace the model that OUT holds, once the new one is whole.
-        marker (`str`, *optional*):
-            The file by which such a model is known; by default the cleaning report.
-        resume (`bool`, *optional*):
-            Give what an interrupted run left in `OUT.partial`, and leave there what an error interrupts.
-
-    Raises:
-        [`FineMixingError`]: OUT is a file, not empty, or (with `overwrite`) no cleaned model; it cannot be written to,
-            or the disk is full.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace the model that OUT holds, once the new one is
+            whole.
+        marker (`str`, *optional*): The file by which such a model is known; by default the cleaning report.
+        resume (`bool`, *optional*): Give what an interrupted run left in `OUT.partial`, and leave what an error
+            interrupts.
     """
     final = final.resolve()  # "." has no name to put ".partial" behind
     if final.exists() and not final.is_dir():

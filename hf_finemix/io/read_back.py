@@ -50,13 +50,10 @@ def read_back(folder: Path, model: Any, tokenizer: Any = None, *, base: Path | N
     Args:
         folder (`Path`): Where model and tokenizer were written.
         model (`PreTrainedModel` or `PeftModel`): What was written, in any dtype that holds the values on disk; a LoRA
-            as one, or merged. A model that is not of transformers is passed by, and one that takes no `input_ids` is
-            only loaded.
+            as
+            one, or merged. Any other model is passed by, and one that takes no `input_ids` is only loaded.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): What was written of it.
         base (`Path`, *optional*): Of an adapter: the folder of its base.
-
-    Raises:
-        [`FineMixingError`]: It cannot be loaded, or not to the same; the message says what differs.
     """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -85,9 +82,8 @@ def check_tokenizer(tokenizer: Any, config: "PreTrainedConfig") -> None:
 
 def complete_config(config: "PreTrainedConfig", folder: Path) -> None:
     """
-    Write the names of classes into a config.json where it would be loaded with others.
-
-    transformers leaves out those of two classes without a name, whatever the class of the configuration has for usual.
+    Write the names of classes into a config.json where it would be loaded with others: transformers leaves out those
+    of two classes without a name, whatever the class of the configuration has for usual.
     """
     if not (folder / "config.json").is_file():  # an adapter by itself
         return
@@ -139,9 +135,6 @@ def check_headers(folder: Path, written: Mapping[str, TensorInfo], embedding: st
         folder (`Path`): Weights, config.json and tokenizer.
         written (`Mapping[str, TensorInfo]`): The tensors that were to be written.
         embedding (`str`, *optional*): Which of them is the input embedding.
-
-    Raises:
-        [`FineMixingError`]: They do not agree; the message says what differs.
     """
     from .tokenizer import check_ids, largest_id
 

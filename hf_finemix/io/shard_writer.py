@@ -30,14 +30,8 @@ class ShardWriter:
     A model's weight files, made in full size at once and filled from several threads.
 
     Nothing is held in memory: a shard may be as large as it likes. Room on the disk is taken when the files are made.
-
-    Args:
-        folder (`Path`): Where the files go.
-        tensors (`Mapping[str, TensorInfo]`): What will be written, in the order of the files.
-        max_shard_size (`int`): Bytes of tensors a file; a larger tensor has a file of its own.
-
-    Attributes:
-        file_of (`dict[str, Path]`): The file of each tensor.
+    A file takes up to `max_shard_size` bytes of tensors, in the order given; a larger tensor has a file of its own.
+    `file_of` has the file of each tensor.
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, TensorInfo], max_shard_size: int):

@@ -84,9 +84,7 @@ def check_destination(destination: Destination) -> None:
 def refuse_private_sources(destination: Destination, sources: Iterable[tuple[str, str]]) -> None:
     """
     Nobody publishes by mistake what is made of something private, unless the repo is, or `private=False` says it may
-    be.
-
-    `sources` are what it is made of: `"model"` or `"dataset"`, and the id on the Hub.
+    be. Each source is `"model"` or `"dataset"`, and its id on the Hub.
     """
     with _one_line(destination):
         refuse_private(hub_api(destination.token), destination, sources)

@@ -44,9 +44,8 @@ class BaseClaim:
 
 def claimed_base(suspect: LocalModel) -> BaseClaim:
     """
-    The base that a suspect names: in its card, on the Hub, in an adapter's configuration, or in its own.
-
-    A name from a stranger counts as a Hub id only, never as a path.
+    The base that a suspect names: in its card, on the Hub, in an adapter's configuration, or in its own. A name from a
+    stranger counts as a Hub id only, never as a path.
     """
     found: list[BaseClaim] = []
     if is_adapter(suspect.folder):  # it is nothing without that very base
@@ -61,11 +60,8 @@ def claimed_base(suspect: LocalModel) -> BaseClaim:
     _add(found, metadata.get("base_model"), "the suspect's card (base_model)", relation)
     if not found and suspect.revision is not None:
         _add(found, *_hub_lineage(suspect))
-    _add(
-        found,
-        read_object(suspect.folder, "config.json").get("_name_or_path"),
-        "the suspect's config.json (_name_or_path)",
-    )
+    config = read_object(suspect.folder, "config.json")
+    _add(found, config.get("_name_or_path"), "the suspect's config.json (_name_or_path)")
     wrong = [claim for claim in found if not is_repo_id(claim.id)]
     good = [claim for claim in found if is_repo_id(claim.id) and claim.id != suspect.id]
     if not good:

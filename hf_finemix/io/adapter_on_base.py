@@ -1,5 +1,6 @@
 """A LoRA adapter on its base: in memory, merged with it into a full model, or by headers alone."""
 
+import copy
 import logging
 import tempfile
 from collections import Counter
@@ -88,18 +89,23 @@ def merged_headers(
 
 def load_adapter(suspect: LocalModel, base: LocalModel, *, to_stay: bool = False) -> tuple["PeftModel", Adapter]:
     """
-    The base with an adapter on it, in float32; nothing is merged.
-
-    Where it is `to_stay` an adapter of that very base, one that brings other embeddings than the base's is refused.
+    The base with an adapter on it, in float32; nothing is merged. Where it is `to_stay` an adapter of that very base,
+    one that brings other embeddings than the base's is refused.
     """
+    import transformers
     from peft import PeftModel, set_peft_model_state_dict
+
+    from .loading import load_float32
 
     with weights_in(suspect.folder) as weights:
         adapter = Adapter.read(suspect, weights.tensors)
         if adapter.base and base.id != adapter.base:
             logger.warning("%s names %s as its base, and not %s.", suspect.id, adapter.base, base.id)
         tensors = {f"{PREFIX}{name}": weights.read(f"{PREFIX}{name}").float() for name in adapter.tensors}
-    under, missing = _load_base(adapter, suspect, base)
+    kind, config = getattr(transformers, CLASSES[adapter.task]), base_config(adapter, suspect, base)
+    with told_as(f"the base {base.id} cannot be loaded for the adapter's task"):
+        under, info = load_float32(kind, base.folder, config)
+    missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     if absent := sorted(missing - set(adapter.tensors)):
         raise FineMixingError(
             f"the adapter {suspect.id} has no {absent[0]}, nor has {base.id}: give one with a head (modules_to_save)."
@@ -122,25 +128,12 @@ def load_adapter(suspect: LocalModel, base: LocalModel, *, to_stay: bool = False
     return model.eval(), adapter
 
 
-def _load_base(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> tuple["PreTrainedModel", set[str]]:
-    """The base as a model of the adapter's task, and the names of weights that it does not have, such as a head's."""
-    import transformers
-
-    from .loading import load_float32
-
-    kind, config = getattr(transformers, CLASSES[adapter.task]), base_config(adapter, suspect, base)
-    with told_as(f"the base {base.id} cannot be loaded for the adapter's task"):
-        model, info = load_float32(kind, base.folder, config)
-    return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-
-
 def _fit_vocabulary(
     model: "PreTrainedModel", adapter: Adapter, tensors: "Mapping[str, torch.Tensor]", base: str
 ) -> str | None:
     """
-    Give the base as many embeddings as the adapter was trained with, the new ones from the adapter itself.
-
-    Returns what of the base's own embeddings the adapter brings with other values or rows, if anything.
+    Give the base as many embeddings as the adapter was trained with, the new ones from the adapter itself. Returns
+    what of the base's own embeddings the adapter brings with other values or rows, if anything.
     """
     import torch
 
@@ -218,8 +211,6 @@ def base_config(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> "Pre
 
 def _classes(adapter: Adapter, config: "PretrainedConfig") -> int:
     """How many classes the head has that the adapter brings: the size that changes with num_labels."""
-    import copy
-
     import torch
     import transformers
 

@@ -76,7 +76,9 @@ class Checkpoint:
     def __init__(self, folder: str | Path, *, only: Path | None = None):
         self.folder = Path(folder)
         self._open_files = ThreadFiles("rb")
-        indexed = {} if only else self._indexed_names()
+        index = self.folder / INDEX_NAME
+        sharded = not only and index.is_file() and not (self.folder / WEIGHTS_NAME).is_file()
+        indexed = read_weight_map(index, "safetensors") if sharded else {}
         self.files = sorted({self.folder / file for file in indexed.values()}) or [only or _single_file(self.folder)]
         self._place: dict[str, tuple[Path, int]] = {}
         self.tensors: dict[str, TensorInfo] = {}
@@ -84,9 +86,7 @@ class Checkpoint:
             self._add_file(path)
         for name, file in indexed.items():
             if self._place.get(name, (None,))[0] != self.folder / file:
-                raise FineMixingError(
-                    f"{self.folder / INDEX_NAME} says that {name[:200]!r} is in {file!r}, but it is not."
-                )
+                raise FineMixingError(f"{index} says that {name[:200]!r} is in {file!r}, but it is not.")
         self.wrapper = wrapper_of(self.tensors)
         if self.wrapper:
             self.tensors = {name.removeprefix(self.wrapper): info for name, info in self.tensors.items()}
@@ -136,13 +136,6 @@ class Checkpoint:
 
     def __exit__(self, *exception) -> None:
         self.close()
-
-    def _indexed_names(self) -> dict[str, str]:
-        """The shard of each tensor as the index has it; empty where there is a single file."""
-        path = self.folder / INDEX_NAME
-        if (self.folder / WEIGHTS_NAME).is_file() or not path.is_file():
-            return {}
-        return read_weight_map(path, "safetensors")
 
     def _add_file(self, path: Path) -> None:
         check_inside(path, self.folder)

@@ -26,9 +26,8 @@ _DTYPES = ("float32", "float16", "bfloat16")  # what float32 can train without l
 
 def load_classifier(source: LocalModel) -> PreTrainedModel:
     """
-    Load a classifier in float32, in which it is fine-tuned. No code of the repo is run and no pickle is read.
-
-    An error tells of a model that is no classifier, or a regression, or that transformers does not know.
+    Load a classifier in float32, in which it is fine-tuned. No code of the repo is run and no pickle is read; what is
+    no classifier, or a regression, is an error.
     """
     model = load_model(source, AutoModelForSequenceClassification, "sequence classifier")
     if model.config.num_labels < 2:
@@ -116,10 +115,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
 
 def agree_on_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """
-    Make the tokenizer pad with the token that the model takes for padding.
-
-    Decoders (GPT-2, Llama, …) find the last token of a text by it, and their tokenizers often have none: then the end
-    of a text serves, as is usual.
+    Make the tokenizer pad with the token that the model takes for padding, by which decoders (GPT-2, Llama, …) find
+    the last token of a text. Where neither has one, as is usual for them, the end of a text serves.
     """
     config, size = model.config, len(tokenizer)
     ids = (getattr(config, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id)

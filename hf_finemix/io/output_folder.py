@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from ..errors import FineMixingError
 from ..repo_contents import REPORT_NAME
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def output_folder(
@@ -108,10 +110,9 @@ def _sync(path: Path) -> None:
 
 
 def _is_full(error: BaseException) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, SafetensorError):  # it has the number in its words only
-        return any(f"(os error {number})" in str(error) for number in full)
-    return isinstance(error, OSError) and error.errno in full
+        return any(f"(os error {number})" in str(error) for number in DISK_FULL)
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def check_free_space(folder: Path, needed: int) -> None:

@@ -15,14 +15,8 @@ from .safe_json import check_inside, read_json
 
 # What makes transformers ask for code or kernels, load other files than these, or find one of those keys under another
 # name (attribute_map).
-UNSAFE_KEYS = {
-    "attn_implementation",
-    "_attn_implementation",
-    "attribute_map",
-    "auto_map",
-    "custom_pipelines",
-    "transformers_weights",
-}
+UNSAFE_KEYS = {"attn_implementation", "_attn_implementation", "attribute_map", "auto_map", "custom_pipelines"}
+UNSAFE_KEYS |= {"transformers_weights"}
 _MANY = 1000
 
 

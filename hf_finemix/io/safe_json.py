@@ -8,7 +8,6 @@ from ..errors import FineMixingError, told_as
 
 # Ten times what the headers and indexes of the largest public models take, and little enough to be parsed in a moment.
 MAX_HEADER_BYTES = 1 << 24
-
 MAX_JSON_ENTRIES = 1_000_000
 
 

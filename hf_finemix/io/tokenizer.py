@@ -59,8 +59,7 @@ def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, A
 
 def copy_tokenizer(suspect: Path, base: Path, folder: Path) -> dict[str, Any]:
     """
-    As [`choose_tokenizer`], from folder to folder: the base's files are copied as they are, fast tokenizer or not.
-
+    As [`choose_tokenizer`], from folder to folder: the base's files are copied as they are, fast tokenizer or not. The
     `source` is `None` where neither has a tokenizer.
     """
     ours, theirs = base / "tokenizer.json", suspect / "tokenizer.json"

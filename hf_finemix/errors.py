@@ -33,11 +33,8 @@ def said(error: Exception, most: int = 300) -> str:
 @contextmanager
 def told_as(what: str, advice: str | None = None, kinds: type[Exception] | tuple = Exception) -> Iterator[None]:
     """
-    A block whose errors are told as one of ours: what was to be done, what the library says, and what to do about it.
-
-    Args:
-        what (`str`), advice (`str`, *optional*): `"x cannot be read"`, `"get it again"`.
-        kinds (`type` or `tuple`, *optional*): Which errors; all by default. What is ours already stays as it is.
+    A block whose errors, if of these kinds, are told as one of ours: `"x cannot be read"`, what the library says, and
+    what to do about it (`"get it again"`). What is ours already stays as it is.
     """
     try:
         yield

@@ -38,12 +38,7 @@ _CODE_OR_PICKLE = re.compile(
 
 
 def small_files_among(sizes: Mapping[str, int]) -> list[str]:
-    """
-    Which files of a model are taken besides its weights.
-
-    Args:
-        sizes (`Mapping[str, int]`): Bytes of every file, by its path in the model.
-    """
+    """Which files of a model are taken besides its weights, of all its paths with their bytes."""
     in_folders = [
         name for name in sorted(sizes) if _IN_FOLDERS.fullmatch(name) and sizes[name] <= MAX_BYTES_IN_FOLDERS
     ]

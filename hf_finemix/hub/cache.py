@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from ..io.pickles import PICKLED_ADAPTER_NAME, PICKLED_INDEX_NAME, PICKLED_NAME
 from ..io.repo_names import is_repo_id
 from ..repo_contents import ADAPTER_WEIGHTS_NAME
 from .errors import hub_api
-from .listing import RepoContents
+from .listing import Choice, RepoContents
 
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SHA256 = re.compile("[0-9a-f]{64}")  # by which the cache calls all large files
 
-def from_cache(
-    repo: str, revision: str | None, what: str, choose: Callable[[RepoContents], list[str]], to_read: bool
-) -> LocalModel | None:
+
+def from_cache(repo: str, revision: str | None, what: str, choose: Choice, to_read: bool) -> LocalModel | None:
     """What an earlier run fetched of a repo: all that is needed, by the list of its files that is cached too."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError, RevisionResolutionError
@@ -45,25 +44,15 @@ def from_cache(
     else:
         chosen = _whole(folder, resolved, tree, what, choose)
     blobs = {name: (folder / name).resolve() for name in chosen if to_read}
-    listed = {name: path.name for name, path in blobs.items() if _is_large_blob(path)}
+    large = [name for name, path in blobs.items() if path.parent.name == "blobs" and _SHA256.fullmatch(path.name)]
+    listed = {name: blobs[name].name for name in large}
     check_bytes(folder, listed, what)
     security = {"hub_scan": "unknown", "flagged": {}, "not_taken": []}
     return LocalModel(repo, folder, folder.name, security, listed)
 
 
-def _whole(
-    folder: Path,
-    resolved: "ResolvedRevision",
-    tree: dict[str, int],
-    what: str,
-    choose: Callable[[RepoContents], list[str]],
-) -> list[str]:
-    """
-    What is needed of a repo and is in the cache.
-
-    Raises:
-        [`FineMixingError`]: A file that is needed is not; only the card can be done without.
-    """
+def _whole(folder: Path, resolved: "ResolvedRevision", tree: dict[str, int], what: str, choose: Choice) -> list[str]:
+    """What is needed of a repo and is in the cache, or an error: only the card can be done without."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     where = f"{what} @ {resolved.resolved[:7]} is in the cache only in part"
@@ -84,11 +73,6 @@ def _whole(
             f"{where}, which lacks {', '.join(missing[:3])}{more}: run this once with the Hub in reach."
         )
     return present
-
-
-def _is_large_blob(path: Path) -> bool:
-    """Whether it is a file of the cache that is called by its SHA-256, as all large ones are."""
-    return path.parent.name == "blobs" and bool(re.fullmatch("[0-9a-f]{64}", path.name))
 
 
 def check_bytes(folder: Path, listed: dict[str, str], what: str) -> None:

@@ -10,11 +10,8 @@ import yaml
 from ..io.safe_json import check_inside
 
 MAX_CARD_CHARACTERS = 1_000_000
-
 MAX_YAML_CHARACTERS = 50_000  # the largest cards of the Hub have that much, most of it results
-
 MAX_ALIASES, MAX_DEPTH = 10, 50
-
 _BLOCK = re.compile(r"\A\s*---[ \t]*(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\r|\n|\Z)", re.DOTALL)
 
 

@@ -56,11 +56,8 @@ class Destination:
 
 def check_destination(destination: Destination) -> None:
     """
-    Tell before hours of work that nothing could be published there.
-
-    Raises:
-        [`FineMixingError`]: No valid token, no such repo for a pull request, no right to write to it, or a public repo
-            where a private one is asked for.
+    Tell before hours of work that nothing could be published there: no valid token, no such repo for a pull request,
+    no right to write to it, or a public repo where a private one is asked for.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -86,15 +83,8 @@ def check_destination(destination: Destination) -> None:
 
 def refuse_private_sources(destination: Destination, sources: Iterable[tuple[str, str]]) -> None:
     """
-    Nobody publishes by mistake what is made of something private.
-
-    Args:
-        destination ([`Destination`]): Where it goes.
-        sources (`Iterable[tuple[str, str]]`): `"model"` or `"dataset"`, and the id on the Hub, of what it is made of.
-
-    Raises:
-        [`FineMixingError`]: One of them is private, and the repo is public or would be, and the user does not say that
-            it may be (`private=False`).
+    Nobody publishes by mistake what is made of something private, unless the repo is, or `private=False` says it may
+    be. Each source is `"model"` or `"dataset"`, and its id on the Hub.
     """
     with _one_line(destination):
         refuse_private(hub_api(destination.token), destination, sources)

@@ -1,6 +1,5 @@
 """The Hub client, and what goes wrong while talking to the Hub as one line that says what to do."""
 
-import errno
 import logging
 import os
 import re
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import FineMixingError, said
+from ..io.output_folder import DISK_FULL
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -58,9 +58,9 @@ def _without_query(record: logging.LogRecord) -> bool:
 
 def hub_api(token: str | None = None) -> "HfApi":
     """
-    The client of the Hub. It waits for a silent server for five minutes (or the seconds of `HF_FINEMIX_HUB_TIMEOUT`).
-
-    The client's own session, which all calls share, waits for ever; a limit that somebody has set on it stays.
+    The client of the Hub, which waits for a silent server for five minutes (or the seconds of
+    `HF_FINEMIX_HUB_TIMEOUT`). Its session, which all calls share, would wait for ever; a limit that somebody has set
+    on it stays.
     """
     from huggingface_hub import HfApi, get_session
     from huggingface_hub.utils import httpx
@@ -101,24 +101,14 @@ def is_unreachable(error: Exception) -> bool:
 
 def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixingError:
     """
-    The one-line error for something that went wrong while talking to the Hub. Other errors are raised again.
-
-    Args:
-        error (`Exception`): What the client raised.
-        what (`str`): What it was about: `"the suspect org/name"`.
-        writing (`bool`, *optional*, defaults to `False`): Whether something was to be published.
+    The one-line error for what went wrong with `what` ("the suspect org/name") while talking to the Hub, whether it
+    was to be read or published (`writing`). Other errors are raised again.
     """
-    from huggingface_hub import constants, is_offline_mode
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RevisionResolutionError,
-    )
+    from huggingface_hub import constants, errors, is_offline_mode
     from huggingface_hub.utils import httpx
 
     # A failed download hides why behind "not in the cache", a failed upload behind "while uploading".
-    hiding = (LocalEntryNotFoundError, RevisionResolutionError, RuntimeError)
+    hiding = (errors.LocalEntryNotFoundError, errors.RevisionResolutionError, RuntimeError)
     while isinstance(error, hiding) and error.__cause__ is not None:
         error = error.__cause__
     kinds = [kind.__name__ for kind in type(error).__mro__]
@@ -129,7 +119,7 @@ def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixi
         why = _NO_ACCOUNT
     elif known:
         why = _WHY[known][writing]
-    elif isinstance(error, HfHubHTTPError):
+    elif isinstance(error, errors.HfHubHTTPError):
         why = _why(error, writing)
     elif isinstance(error, ConnectionError) and "xet" in str(error).lower():
         why = "is on a Hub without xet, by which the client uploads: set HF_HUB_DISABLE_XET=1, and publish it again"
@@ -137,7 +127,9 @@ def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixi
         why = _UNREACHABLE[writing]
     elif isinstance(error, ValueError) and "Invalid metadata" in str(error):
         why = f"has a card that the Hub does not take ({said(error)}): mend its YAML"
-    elif isinstance(error, EntryNotFoundError) or (isinstance(error, OSError) and "onsistency check" in str(error)):
+    elif isinstance(error, errors.EntryNotFoundError) or (
+        isinstance(error, OSError) and "onsistency check" in str(error)
+    ):
         why = "did not arrive whole: try again"
     elif isinstance(error, ValueError) and "JSON" in kinds[0]:
         why = "got an answer from the Hub that is no JSON: check HF_ENDPOINT, or try again later"
@@ -152,8 +144,7 @@ def hub_error(error: Exception, what: str, *, writing: bool = False) -> FineMixi
 
 def _is_of_cache(error: OSError, *caches: str) -> bool:
     """Whether the disk of the client's cache is full, or its files cannot be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return full or (bool(error.errno) and str(error.filename or "").startswith(caches))
+    return error.errno in DISK_FULL or (bool(error.errno) and str(error.filename or "").startswith(caches))
 
 
 def _is_anonymous(error: "HfHubHTTPError") -> bool:

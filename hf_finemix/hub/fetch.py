@@ -3,10 +3,8 @@
 import glob
 import logging
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import FineMixingError
 from ..io.checkpoint import INDEX_NAME, WEIGHTS_NAME
@@ -17,11 +15,7 @@ from ..io.safe_json import read_object
 from ..repo_contents import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from .cache import check_bytes, from_cache
 from .errors import hub_error, is_unreachable
-from .listing import RepoContents, inspect_repo, needed_files
-
-if TYPE_CHECKING:
-    pass
-
+from .listing import Choice, RepoContents, inspect_repo, needed_files
 
 logger = logging.getLogger(__name__)
 
@@ -61,18 +55,8 @@ def fetch_model(
     """
     Find a model folder, or download it from the Hub at one commit: safetensors, config and tokenizer files only.
 
-    Args:
-        name_or_path (`str` or `Path`): A local folder, which wins, or a Hub id, also as `org/name@revision`.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub; the main branch by default.
-        role (`str`, *optional*): What the model is for, for messages.
-        trust ([`TrustArguments`], *optional*): What is taken although it is refused by default.
-        only_hub (`bool`, *optional*, defaults to `False`): The name is a stranger's: never take it for a path.
-        to_read (`bool`, *optional*, defaults to `True`): Its weights are to be read: see first that they are those
-            that the Hub lists.
-
-    Raises:
-        [`FineMixingError`]: There is no such folder or repo, it may not be read, the Hub cannot be reached, there are
-            no safetensors, a file has not the SHA-256 that the Hub lists, or the model asks for code of its own.
+    A folder wins over a Hub id (`org/name` or `org/name@revision`), unless `only_hub` says that the name is a
+    stranger's. Weights that are `to_read` are first seen to be those that the Hub lists. The `role` is for messages.
     """
     trust, name = trust or TrustArguments(), str(name_or_path)
     model = None if only_hub else local_folder(name, revision, role)
@@ -116,14 +100,7 @@ def _choose(contents: RepoContents, trust: TrustArguments) -> list[str]:
     return chosen
 
 
-def _from_hub(
-    name: str,
-    revision: str | None,
-    role: str,
-    choose: Callable[[RepoContents], list[str]],
-    *,
-    to_read: bool = False,
-) -> LocalModel:
+def _from_hub(name: str, revision: str | None, role: str, choose: Choice, *, to_read: bool = False) -> LocalModel:
     from huggingface_hub import is_offline_mode, snapshot_download
 
     repo, revision = split_revision(name, revision)

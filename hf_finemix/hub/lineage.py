@@ -24,9 +24,9 @@ MAX_HOPS = 3
 @dataclass(frozen=True)
 class BaseClaim:
     """
+    A base on the Hub, and where it is named.
+
     Attributes:
-        id (`str`): The Hub id of the base.
-        named_by (`str`): Where it stands.
         relation (`str`, *optional*): What the suspect is to it, as its card says: `"finetune"`, `"adapter"`, …
         revision (`str`, *optional*): Which of its commits, branches or tags, where an adapter says so.
     """
@@ -44,12 +44,8 @@ class BaseClaim:
 
 def claimed_base(suspect: LocalModel) -> BaseClaim:
     """
-    The base that a suspect names: in its card, on the Hub, in an adapter's configuration, or in its own.
-
-    A name from a stranger counts as a Hub id only, never as a path.
-
-    Raises:
-        [`FineMixingError`]: It names none, or several, or something that is no Hub id.
+    The base that a suspect names: in its card, on the Hub, in an adapter's configuration, or in its own. A name from a
+    stranger counts as a Hub id only, never as a path.
     """
     found: list[BaseClaim] = []
     if is_adapter(suspect.folder):  # it is nothing without that very base
@@ -64,11 +60,8 @@ def claimed_base(suspect: LocalModel) -> BaseClaim:
     _add(found, metadata.get("base_model"), "the suspect's card (base_model)", relation)
     if not found and suspect.revision is not None:
         _add(found, *_hub_lineage(suspect))
-    _add(
-        found,
-        read_object(suspect.folder, "config.json").get("_name_or_path"),
-        "the suspect's config.json (_name_or_path)",
-    )
+    config = read_object(suspect.folder, "config.json")
+    _add(found, config.get("_name_or_path"), "the suspect's config.json (_name_or_path)")
     wrong = [claim for claim in found if not is_repo_id(claim.id)]
     good = [claim for claim in found if is_repo_id(claim.id) and claim.id != suspect.id]
     if not good:
@@ -82,12 +75,7 @@ def claimed_base(suspect: LocalModel) -> BaseClaim:
 
 
 def find_base(suspect: LocalModel) -> BaseClaim:
-    """
-    The pre-trained base behind what the suspect names: where that is a classifier too, the base that it names itself.
-
-    Raises:
-        [`FineMixingError`]: As [`claimed_base`] does, or what is named cannot be had.
-    """
+    """The pre-trained base behind what the suspect names: where that is a classifier too, the base that it names."""
     claim = claimed_base(suspect)
     if is_adapter(suspect.folder):
         return claim
@@ -117,12 +105,7 @@ def chosen_base(suspect: LocalModel, config: FineMixingConfig) -> BaseClaim:
 def fetch_base(
     suspect: LocalModel, config: FineMixingConfig, trust: TrustArguments | None = None
 ) -> tuple[LocalModel, BaseClaim]:
-    """
-    The base that the user gives, or else the one that the suspect names.
-
-    Raises:
-        [`FineMixingError`]: It cannot be had, or the user gives none and the suspect none that can be taken.
-    """
+    """The base that the user gives, or else the one that the suspect names."""
     claim = chosen_base(suspect, config)
     base = fetch_model(claim.id, claim.revision, role="base", trust=trust, only_hub=not claim.by_user)
     if not claim.by_user:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The files with which weights begin: a model's own, or else an adapter's.
+_SAFETENSORS = (WEIGHTS_NAME, INDEX_NAME, ADAPTER_WEIGHTS_NAME)
+_PICKLES = (PICKLED_NAME, PICKLED_INDEX_NAME, PICKLED_ADAPTER_NAME)
 _SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)")
 
 
@@ -29,7 +32,6 @@ class RepoContents:
     A repo as the Hub describes it.
 
     Attributes:
-        id (`str`): `org/name`.
         revision (`ResolvedRevision`): What was asked for, and the commit it stands for.
         sizes (`dict[str, int]`): Every file and its bytes.
         sha256 (`dict[str, str]`): Of the large ones.
@@ -68,14 +70,11 @@ class RepoContents:
         return f"{line}; the Hub's scan: {scan[self.scan]}."
 
 
-def inspect_repo(repo: str, revision: str | None = None) -> RepoContents:
-    """
-    Ask the Hub for everything that it says about a repo, at the commit that a revision stands for now.
+Choice = Callable[[RepoContents], list[str]]  # which of its files to fetch
 
-    Raises:
-        [`FineMixingError`]: The repo is disabled, or what it lists cannot be.
-        `Exception`: What [`hub_error`] makes one line of.
-    """
+
+def inspect_repo(repo: str, revision: str | None = None) -> RepoContents:
+    """All that the Hub says of a repo, at the commit that a revision stands for now. Errors are for [`hub_error`]."""
     try:
         resolved = hub_api().resolve_revision(repo, revision=revision)  # everything else is asked of that commit
     except AssertionError as error:  # what the client makes of an answer without a commit
@@ -87,6 +86,7 @@ def inspect_repo(repo: str, revision: str | None = None) -> RepoContents:
         raise FineMixingError(f"{repo}: the Hub answered no commit but {str(info.sha)[:100]!r}: try again later.")
     status = info.security_repo_status if isinstance(info.security_repo_status, dict) else {}
     finished = status.get("scansDone")
+    issues = [issue for issue in status.get("filesWithIssues") or () if isinstance(issue, dict)]
     return RepoContents(
         id=repo,
         revision=resolved,
@@ -94,27 +94,17 @@ def inspect_repo(repo: str, revision: str | None = None) -> RepoContents:
         sha256={file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs and file.lfs.sha256},
         tags=[str(tag) for tag in info.tags or ()],
         scan="unknown" if finished is None else "finished" if finished is True else "unfinished",
-        flagged={
-            str(issue.get("path")): str(issue.get("level"))
-            for issue in status.get("filesWithIssues") or ()
-            if isinstance(issue, dict)
-        },
+        flagged={str(issue.get("path")): str(issue.get("level")) for issue in issues},
     )
 
 
 def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[str]:
     """
-    Which files to fetch: one set of weights, and the small files that belong to them.
-
-    Args:
-        contents ([`RepoContents`]): What there is.
-        allow_pickle (`bool`, *optional*, defaults to `False`): Take pickled weights where there are no safetensors.
-
-    Raises:
-        [`FineMixingError`]: There are no weights that may be taken, or the Hub's scan calls one of the files unsafe.
+    Which files to fetch: one set of weights, pickled only where there are no safetensors, and the small files that
+    belong to them; an error where the Hub's scan calls one of them unsafe.
     """
     names = contents.sizes
-    first = _safetensors(names) or _pickled(contents, allow_pickle)
+    first = _first(_SAFETENSORS, names) or _pickled(contents, allow_pickle)
     weights = [first, *(_shards(contents, first) if first in (INDEX_NAME, PICKLED_INDEX_NAME) else ())]
     whole = first in (WEIGHTS_NAME, INDEX_NAME)
     chosen = sorted({*weights, *small_files_among(names)} - ({ADAPTER_CONFIG_NAME} if whole else set()))
@@ -132,37 +122,29 @@ def needed_files(contents: RepoContents, *, allow_pickle: bool = False) -> list[
 
 def has_pickles(contents: RepoContents) -> bool:
     """Whether its weights are pickled, and in no other form there."""
-    return not _safetensors(contents.sizes) and bool(_pickles(contents))
+    return not _first(_SAFETENSORS, contents.sizes) and _first(_PICKLES, contents.sizes) is not None
 
 
-def _safetensors(names: Collection[str]) -> str | None:
-    """The file with which a model's or an adapter's weights begin."""
-    found = [name for name in (WEIGHTS_NAME, INDEX_NAME) if name in names]
-    found += [ADAPTER_WEIGHTS_NAME] if {ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME} <= set(names) else []
-    return found[0] if found else None
-
-
-def _pickles(contents: RepoContents) -> list[str]:
-    possible = [PICKLED_NAME, PICKLED_INDEX_NAME]
-    if ADAPTER_CONFIG_NAME in contents.sizes:
-        possible.append(PICKLED_ADAPTER_NAME)
-    return [name for name in possible if name in contents.sizes]
+def _first(possible: tuple[str, ...], names: Collection[str]) -> str | None:
+    """Which of them is there; an adapter's counts beside its configuration alone."""
+    adapters = () if ADAPTER_CONFIG_NAME in names else (ADAPTER_WEIGHTS_NAME, PICKLED_ADAPTER_NAME)
+    return next((name for name in possible if name in names and name not in adapters), None)
 
 
 def _pickled(contents: RepoContents, allow: bool) -> str:
     """The file with which pickled weights begin, if they may be taken."""
-    found = _pickles(contents)
-    pickles = [name for name in contents.code_and_pickles() if not name.endswith((".py", ".sh"))]
-    if not found:
+    first = _first(_PICKLES, contents.sizes)
+    if first is None:
+        pickles = [name for name in contents.code_and_pickles() if not name.endswith((".py", ".sh"))]
         there = f"only {', '.join(pickles[:3])}" if pickles else "no weights at all"
         what = other_weights(contents.sizes) or f"{there}: ask for a safetensors version"
         raise FineMixingError(f"{contents.id} has no {WEIGHTS_NAME} and no {INDEX_NAME}, {what}.")
     if not allow:
         raise FineMixingError(
-            f"{contents.id} has only pickled weights ({found[0]}), which can run code when loaded: ask for a "
+            f"{contents.id} has only pickled weights ({first}), which can run code when loaded: ask for a "
             "safetensors version, or give --allow-pickle, which scans them and reads them as data alone."
         )
-    return found[0]
+    return first
 
 
 def _shards(contents: RepoContents, index: str) -> list[str]:

@@ -1,5 +1,6 @@
 """A LoRA adapter on its base: in memory, merged with it into a full model, or by headers alone."""
 
+import copy
 import logging
 import tempfile
 from collections import Counter
@@ -30,11 +31,8 @@ def full_model(suspect: LocalModel, base: LocalModel) -> LocalModel:
     """
     The suspect as it is; an adapter merged with its base, in a folder that is gone with what is returned.
 
-    Every layer is merged in float64 and rounded once to float32, so that anyone gets the same bits.
-
-    Raises:
-        [`FineMixingError`]: The adapter is not understood, does not fit the base, or the merged model does not answer
-            as base and adapter do together.
+    Every layer is merged in float64 and rounded once to float32, so that anyone gets the same bits. What does not
+    answer as base and adapter do together is refused.
     """
     if not is_adapter(suspect.folder):
         return suspect
@@ -91,24 +89,23 @@ def merged_headers(
 
 def load_adapter(suspect: LocalModel, base: LocalModel, *, to_stay: bool = False) -> tuple["PeftModel", Adapter]:
     """
-    The base with an adapter on it, in float32; nothing is merged.
-
-    Args:
-        suspect, base ([`LocalModel`]): Where the two are.
-        to_stay (`bool`, *optional*, defaults to `False`): It stays an adapter of that very base, so that one that
-            brings other embeddings than the base's is refused.
-
-    Raises:
-        [`FineMixingError`]: As [`full_model`] does.
+    The base with an adapter on it, in float32; nothing is merged. Where it is `to_stay` an adapter of that very base,
+    one that brings other embeddings than the base's is refused.
     """
+    import transformers
     from peft import PeftModel, set_peft_model_state_dict
+
+    from .loading import load_float32
 
     with weights_in(suspect.folder) as weights:
         adapter = Adapter.read(suspect, weights.tensors)
         if adapter.base and base.id != adapter.base:
             logger.warning("%s names %s as its base, and not %s.", suspect.id, adapter.base, base.id)
         tensors = {f"{PREFIX}{name}": weights.read(f"{PREFIX}{name}").float() for name in adapter.tensors}
-    under, missing = _load_base(adapter, suspect, base)
+    kind, config = getattr(transformers, CLASSES[adapter.task]), base_config(adapter, suspect, base)
+    with told_as(f"the base {base.id} cannot be loaded for the adapter's task"):
+        under, info = load_float32(kind, base.folder, config)
+    missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     if absent := sorted(missing - set(adapter.tensors)):
         raise FineMixingError(
             f"the adapter {suspect.id} has no {absent[0]}, nor has {base.id}: give one with a head (modules_to_save)."
@@ -131,26 +128,12 @@ def load_adapter(suspect: LocalModel, base: LocalModel, *, to_stay: bool = False
     return model.eval(), adapter
 
 
-def _load_base(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> tuple["PreTrainedModel", set[str]]:
-    """The base as a model of the adapter's task, and the names of weights that it does not have, such as a head's."""
-    import transformers
-
-    from .loading import load_float32
-
-    kind, config = getattr(transformers, CLASSES[adapter.task]), base_config(adapter, suspect, base)
-    with told_as(f"the base {base.id} cannot be loaded for the adapter's task"):
-        model, info = load_float32(kind, base.folder, config)
-    return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-
-
 def _fit_vocabulary(
     model: "PreTrainedModel", adapter: Adapter, tensors: "Mapping[str, torch.Tensor]", base: str
 ) -> str | None:
     """
-    Give the base as many embeddings as the adapter was trained with, the new ones from the adapter itself.
-
-    Returns:
-        `str`, *optional*: What of the base's own embeddings the adapter brings with other values or rows, if anything.
+    Give the base as many embeddings as the adapter was trained with, the new ones from the adapter itself. Returns
+    what of the base's own embeddings the adapter brings with other values or rows, if anything.
     """
     import torch
 
@@ -173,12 +156,7 @@ def _fit_vocabulary(
 
 
 def _rows_of_vocabulary(adapter: Adapter, model: "PreTrainedModel", base: str) -> int:
-    """
-    How many tokens the adapter has weights for; as many as the base where it has none of embeddings.
-
-    Raises:
-        [`FineMixingError`]: Several numbers, or more than the base has without the weights of the further ones.
-    """
+    """How many tokens the adapter has weights for; as many as the base where it has none of embeddings."""
     found = {}
     for module in _embeddings(model):
         for kind, axis in (("weight", 0), ("base_layer.weight", 0), ("lora_B.weight", 0), ("lora_embedding_A", -1)):
@@ -233,8 +211,6 @@ def base_config(adapter: Adapter, suspect: LocalModel, base: LocalModel) -> "Pre
 
 def _classes(adapter: Adapter, config: "PretrainedConfig") -> int:
     """How many classes the head has that the adapter brings: the size that changes with num_labels."""
-    import copy
-
     import torch
     import transformers
 

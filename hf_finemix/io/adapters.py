@@ -44,7 +44,6 @@ class Adapter:
     A LoRA adapter: its weights, and what its configuration says that they mean.
 
     Attributes:
-        id (`str`): Where it is from.
         task (`str`): peft's name for the task: `"SEQ_CLS"`, `"CAUSAL_LM"`, ….
         settings (`dict`): The fields of [`~peft.LoraConfig`] that say what the weights mean, each of its type.
         tensors (`dict[str, TensorInfo]`): Its weights by their names in the model.
@@ -60,12 +59,7 @@ class Adapter:
 
     @classmethod
     def read(cls, source: LocalModel, tensors: Mapping[str, TensorInfo]) -> "Adapter":
-        """
-        Understand an adapter from its configuration and the headers of its weights.
-
-        Raises:
-            [`FineMixingError`]: It is no LoRA, or of a variant that is not understood; the message names it.
-        """
+        """Understand an adapter by its configuration and the headers of its weights, or say what is not."""
         content = read_object(source.folder, ADAPTER_CONFIG_NAME)
         kind, task = content.get("peft_type"), content.get("task_type")
         if kind != "LORA":
@@ -123,10 +117,7 @@ class Adapter:
         }
 
     def config(self) -> "LoraConfig":
-        """
-        The configuration made anew: modules and ranks are those of the weights, so that no stranger's pattern is ever
-        matched.
-        """
+        """The configuration made anew, of the weights' modules and ranks: no stranger's pattern is ever matched."""
         from peft import LoraConfig
 
         given, ranks = self.settings, self.modules()

@@ -76,7 +76,9 @@ class Checkpoint:
     def __init__(self, folder: str | Path, *, only: Path | None = None):
         self.folder = Path(folder)
         self._open_files = ThreadFiles("rb")
-        indexed = {} if only else self._indexed_names()
+        index = self.folder / INDEX_NAME
+        sharded = not only and index.is_file() and not (self.folder / WEIGHTS_NAME).is_file()
+        indexed = read_weight_map(index, "safetensors") if sharded else {}
         self.files = sorted({self.folder / file for file in indexed.values()}) or [only or _single_file(self.folder)]
         self._place: dict[str, tuple[Path, int]] = {}
         self.tensors: dict[str, TensorInfo] = {}
@@ -84,9 +86,7 @@ class Checkpoint:
             self._add_file(path)
         for name, file in indexed.items():
             if self._place.get(name, (None,))[0] != self.folder / file:
-                raise FineMixingError(
-                    f"{self.folder / INDEX_NAME} says that {name[:200]!r} is in {file!r}, but it is not."
-                )
+                raise FineMixingError(f"{index} says that {name[:200]!r} is in {file!r}, but it is not.")
         self.wrapper = wrapper_of(self.tensors)
         if self.wrapper:
             self.tensors = {name.removeprefix(self.wrapper): info for name, info in self.tensors.items()}
@@ -137,13 +137,6 @@ class Checkpoint:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _indexed_names(self) -> dict[str, str]:
-        """The shard of each tensor as the index has it; empty where there is a single file."""
-        path = self.folder / INDEX_NAME
-        if (self.folder / WEIGHTS_NAME).is_file() or not path.is_file():
-            return {}
-        return read_weight_map(path, "safetensors")
-
     def _add_file(self, path: Path) -> None:
         check_inside(path, self.folder)
         kinds = (OSError, SafetensorError, ValueError, OverflowError)
@@ -191,12 +184,7 @@ def _single_file(folder: Path) -> Path:
 
 
 def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
-    """
-    The file of each tensor, as an index of shards has it.
-
-    Raises:
-        [`FineMixingError`]: It is a link out of its folder, cannot be read or is no index, or names no file of it.
-    """
+    """The file of each tensor, as an index of shards has it: all of them files of its folder."""
     check_inside(index, index.parent)
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
@@ -220,12 +208,7 @@ def _check_duplicates(header: bytes) -> None:
 
 
 def row_chunks(shape: tuple[int, ...], elements: int) -> Iterator[tuple[int, int, int]]:
-    """
-    Cut a tensor along its first dimension into slices of about `elements` scalars.
-
-    Yields:
-        `(first_row, last_row + 1, index of the slice's first element in the flattened tensor)`.
-    """
+    """Cut a tensor into slices of about so many scalars: first row, last + 1, first element in the flattened one."""
     row = prod(shape[1:])
     rows = max(1, elements // max(row, 1))
     for start in range(0, shape[0], rows):

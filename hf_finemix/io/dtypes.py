@@ -35,14 +35,8 @@ def is_finite(numbers: np.ndarray, dtype: str) -> bool:
 
 def rounded(numbers: np.ndarray, source: str, target: str) -> np.ndarray:
     """
-    Round to another kind, to nearest and ties to even, as `torch.Tensor.to` does, by way of float32.
-
-    Args:
-        numbers (`np.ndarray`): From [`words`], of kind `source`.
-        source, target (`str`): Of [`MIXABLE`].
-
-    Returns:
-        `np.ndarray`: Words of kind `target`; infinite where a number is too large for it.
+    Round words of one [`MIXABLE`] kind to another, to nearest and ties to even, as `torch.Tensor.to` does, by way of
+    float32; infinite where a number is too large for it.
     """
     if source == target:
         return numbers

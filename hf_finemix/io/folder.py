@@ -20,12 +20,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_weights(folder: Path) -> Path:
-    """
-    The file of an adapter's weights.
-
-    Raises:
-        [`FineMixingError`]: The folder has none, or only a pickled one.
-    """
+    """The file of an adapter's weights, or an error where it has none, or only a pickled one."""
     file, pickled = folder / ADAPTER_WEIGHTS_NAME, folder / PICKLED_ADAPTER_NAME
     if file.is_file():
         return file
@@ -43,12 +38,7 @@ def weights_in(folder: Path) -> Checkpoint:
 
 
 def small_files(folder: Path) -> list[str]:
-    """
-    As [`small_files_among`], of a folder on this machine.
-
-    Raises:
-        [`FineMixingError`]: One of them is a link out of the folder.
-    """
+    """As [`small_files_among`], of a folder on this machine; an error for a link out of it."""
     found = {}
     for path in (*folder.glob("*"), *folder.glob("*/*")):
         name = path.relative_to(folder).as_posix()

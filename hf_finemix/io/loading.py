@@ -26,11 +26,8 @@ _DTYPES = ("float32", "float16", "bfloat16")  # what float32 can train without l
 
 def load_classifier(source: LocalModel) -> PreTrainedModel:
     """
-    Load a classifier in float32, in which it is fine-tuned. No code of the repo is run and no pickle is read.
-
-    Raises:
-        [`FineMixingError`]: No safetensors, an architecture that transformers does not know, weights that are missing
-            (a model that is no classifier), or a regression.
+    Load a classifier in float32, in which it is fine-tuned. No code of the repo is run and no pickle is read; what is
+    no classifier, or a regression, is an error.
     """
     model = load_model(source, AutoModelForSequenceClassification, "sequence classifier")
     if model.config.num_labels < 2:
@@ -46,14 +43,7 @@ def load_classifier(source: LocalModel) -> PreTrainedModel:
 
 
 def load_model(source: LocalModel, kind: Any, what: str) -> PreTrainedModel:
-    """
-    Load a model by one of transformers' Auto classes, in float32; as [`load_classifier`] does.
-
-    Args:
-        source ([`LocalModel`]): Its folder.
-        kind: `AutoModelForCausalLM` and the like.
-        what (`str`): In words, for messages.
-    """
+    """As [`load_classifier`], by any of transformers' Auto classes; `what` it loads, in words, is for messages."""
     refuse_adapter(source.folder, source.id)
     checkpoint = Checkpoint(source.folder)
     content = read_config(source.folder, source.id)
@@ -125,13 +115,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
 
 def agree_on_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """
-    Make the tokenizer pad with the token that the model takes for padding.
-
-    Decoders (GPT-2, Llama, …) find the last token of a text by it, and their tokenizers often have none: then the end
-    of a text serves, as is usual.
-
-    Raises:
-        [`FineMixingError`]: Neither of them has such a token.
+    Make the tokenizer pad with the token that the model takes for padding, by which decoders (GPT-2, Llama, …) find
+    the last token of a text. Where neither has one, as is usual for them, the end of a text serves.
     """
     config, size = model.config, len(tokenizer)
     ids = (getattr(config, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id)

@@ -41,8 +41,7 @@ def copy_model_files(suspect: LocalModel, base: Path, folder: Path) -> None:
             modules = _modules(source, theirs)
         except FineMixingError as error:
             logger.warning("The sentence-transformers modules of %s are left: %s", suspect.id, error)
-            modules = None
-        if modules is not None:
+        else:
             _copy_modules(source, folder, modules, theirs)
     _tell_left(suspect)
 

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from ..errors import FineMixingError
 from ..repo_contents import REPORT_NAME
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def output_folder(
@@ -23,16 +25,11 @@ def output_folder(
 
     Args:
         final (`Path`): OUT. A folder that is not there or is empty, unless `overwrite`.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace the model that OUT holds, once the new one is whole.
-        marker (`str`, *optional*):
-            The file by which such a model is known; by default the cleaning report.
-        resume (`bool`, *optional*):
-            Give what an interrupted run left in `OUT.partial`, and leave there what an error interrupts.
-
-    Raises:
-        [`FineMixingError`]: OUT is a file, not empty, or (with `overwrite`) no cleaned model; it cannot be written to,
-            or the disk is full.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace the model that OUT holds, once the new one is
+            whole.
+        marker (`str`, *optional*): The file by which such a model is known; by default the cleaning report.
+        resume (`bool`, *optional*): Give what an interrupted run left in `OUT.partial`, and leave what an error
+            interrupts.
     """
     final = final.resolve()  # "." has no name to put ".partial" behind
     if final.exists() and not final.is_dir():
@@ -113,10 +110,9 @@ def _sync(path: Path) -> None:
 
 
 def _is_full(error: BaseException) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, SafetensorError):  # it has the number in its words only
-        return any(f"(os error {number})" in str(error) for number in full)
-    return isinstance(error, OSError) and error.errno in full
+        return any(f"(os error {number})" in str(error) for number in DISK_FULL)
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def check_free_space(folder: Path, needed: int) -> None:

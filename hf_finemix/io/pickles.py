@@ -42,12 +42,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def pickled_files(folder: Path) -> list[Path]:
-    """
-    The pickled weights of a folder, if any: `pytorch_model.bin`, the shards that its index names, or an adapter's.
-
-    Raises:
-        [`FineMixingError`]: The index cannot be read, or names something that is no file of the folder.
-    """
+    """The pickled weights of a folder, if any: `pytorch_model.bin`, its index's shards, or an adapter's."""
     index = folder / PICKLED_INDEX_NAME
     if (folder / PICKLED_NAME).is_file():
         files = [folder / PICKLED_NAME]
@@ -64,20 +59,12 @@ def pickled_files(folder: Path) -> list[Path]:
 
 def convert_pickles(folder: Path, out: Path) -> dict[str, Any]:
     """
-    Read the pickled weights of a folder as data alone, and write them into another one as safetensors.
+    Read the pickled weights of a folder as data alone, and write them into an empty one as safetensors.
 
-    It takes about as much memory as the weights.
-
-    Args:
-        folder (`Path`): The folder of a suspect.
-        out (`Path`): An empty folder. Nothing is left in it after an error.
+    It takes about as much memory as the weights. After an error nothing is left in `out`.
 
     Returns:
         `dict`: For the report: `files` (SHA-256 by name), `scanner` with its version, and the `globals` that it found.
-
-    Raises:
-        [`FineMixingError`]: A file is no zip file of torch, larger inside than outside, holds anything that could run
-            or that the scan could not read to its end, or anything but named tensors.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -169,9 +156,6 @@ def _walk(pickled: bytes) -> set[str]:
 
     On the stack are a global's name, `"value"` for what cannot change, `"open"` for what can, or the size of a tuple:
     a value that is used twice must be unable to hold others, and a tuple stays small, with all that is in it.
-
-    Raises:
-        `ValueError`, `LookupError`: It does something else, or ends too early or too late.
     """
     named, memo, stack, marks = set(), {}, [], []
     for count, (opcode, argument, position) in enumerate(pickletools.genops(pickled)):

@@ -48,15 +48,11 @@ def read_back(folder: Path, model: Any, tokenizer: Any = None, *, base: Path | N
     The names of classes that a configuration left out are put into it first ([`complete_config`]).
 
     Args:
-        folder (`Path`): Where model and tokenizer were written.
         model (`PreTrainedModel` or `PeftModel`): What was written, in any dtype that holds the values on disk; a LoRA
-            as one, or merged. A model that is not of transformers is passed by, and one that takes no `input_ids` is
-            only loaded.
+            as
+            one, or merged. Any other model is passed by, and one that takes no `input_ids` is only loaded.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): What was written of it.
         base (`Path`, *optional*): Of an adapter: the folder of its base.
-
-    Raises:
-        [`FineMixingError`]: It cannot be loaded, or not to the same; the message says what differs.
     """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -85,9 +81,8 @@ def check_tokenizer(tokenizer: Any, config: "PreTrainedConfig") -> None:
 
 def complete_config(config: "PreTrainedConfig", folder: Path) -> None:
     """
-    Write the names of classes into a config.json where it would be loaded with others.
-
-    transformers leaves out those of two classes without a name, whatever the class of the configuration has for usual.
+    Write the names of classes into a config.json where it would be loaded with others: transformers leaves out those
+    of two classes without a name, whatever the class of the configuration has for usual.
     """
     if not (folder / "config.json").is_file():  # an adapter by itself
         return
@@ -132,17 +127,7 @@ def _is_strict(config: "GenerationConfig") -> bool:
 
 
 def check_headers(folder: Path, written: Mapping[str, TensorInfo], embedding: str | None) -> None:
-    """
-    Compare what was written from disk to disk with what was to be: by headers, without loading a model.
-
-    Args:
-        folder (`Path`): Weights, config.json and tokenizer.
-        written (`Mapping[str, TensorInfo]`): The tensors that were to be written.
-        embedding (`str`, *optional*): Which of them is the input embedding.
-
-    Raises:
-        [`FineMixingError`]: They do not agree; the message says what differs.
-    """
+    """Compare by headers what was written from disk to disk with what was to be, the input `embedding` among it."""
     from .tokenizer import check_ids, largest_id
 
     with Checkpoint(folder) as weights:
@@ -182,11 +167,7 @@ def _load_adapter(folder: Path, model: "PeftModel", base: Path | None) -> "PeftM
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         loaded = type(under).from_pretrained(
-            base or under.name_or_path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
+            base or under.name_or_path, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
         settings = PeftConfig.from_pretrained(folder, local_files_only=True)
         settings.task_type = None  # peft's classes for tasks, which only generate, are not there for all models

@@ -34,14 +34,8 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_scalar)
 
 def read_recipe(path: str | Path, *, expand: bool = False) -> dict[str, Any]:
     """
-    The settings of a YAML file. A scalar is a text, for [`typed`] to make what a field wants; `null` is `None`.
-
-    Args:
-        path (`str` or `Path`): The file.
-        expand (`bool`, *optional*, defaults to `False`): Whether `${NAME}` is taken from the environment.
-
-    Raises:
-        [`FineMixingError`]: A file that cannot be read, is no mapping, or needs a variable that is not set.
+    The settings of a YAML file, `${NAME}` taken from the environment where it is to `expand`. A scalar is a text, for
+    [`typed`] to make what a field wants; `null` is `None`.
     """
     with told_as(f"the recipe {path} cannot be read", None, (OSError, ValueError, RecursionError, yaml.YAMLError)):
         text = Path(path).read_text(encoding="utf-8")
@@ -57,12 +51,8 @@ def read_recipe(path: str | Path, *, expand: bool = False) -> dict[str, Any]:
 
 def typed(value: Any, kind: Any = None) -> Any:
     """
-    What is written in a recipe as a field wants it.
-
-    Args:
-        value (`Any`): From [`read_recipe`].
-        kind (`Any`, *optional*): The field's type. A text stays as it is written where the field takes one; by
-            default, for a field of any kind, numbers, `true` and `false` are what JSON takes for them.
+    What is written in a recipe as a field of some type wants it: a text as it stands where the field takes one. For a
+    field of any kind, numbers, `true` and `false` are what JSON takes for them.
     """
     words = str(kind)
     if isinstance(value, dict):

@@ -21,12 +21,7 @@ def is_repo_id(text: str) -> bool:
 
 
 def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """
-    The name and the revision of `org/name@revision`; any other name, as a folder that is there, is left as it is.
-
-    Raises:
-        [`FineMixingError`]: Another revision is given beside it.
-    """
+    """The name and the revision of `org/name@revision`; any other name, as a folder that is there, is left as is."""
     repo, at, wanted = name.partition("@")
     if not at or not is_repo_id(repo) or not _REVISION.fullmatch(wanted) or os.path.exists(name):
         return name, revision

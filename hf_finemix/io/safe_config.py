@@ -15,24 +15,13 @@ from .safe_json import check_inside, read_json
 
 # What makes transformers ask for code or kernels, load other files than these, or find one of those keys under another
 # name (attribute_map).
-UNSAFE_KEYS = {
-    "attn_implementation",
-    "_attn_implementation",
-    "attribute_map",
-    "auto_map",
-    "custom_pipelines",
-    "transformers_weights",
-}
+UNSAFE_KEYS = {"attn_implementation", "_attn_implementation", "attribute_map", "auto_map", "custom_pipelines"}
+UNSAFE_KEYS |= {"transformers_weights"}
 _MANY = 1000
 
 
 def read_config(folder: Path, model: str) -> dict[str, Any]:
-    """
-    The content of a model's config.json, without its unsafe keys.
-
-    Raises:
-        [`FineMixingError`]: It is missing or cannot be read, or says that the weights are quantized.
-    """
+    """The content of a model's config.json, without its unsafe keys; an error where the weights are quantized."""
     path = folder / "config.json"
     if not path.is_file():
         raise FineMixingError(f"{model} has no config.json: give the whole folder that save_pretrained wrote.")
@@ -52,12 +41,7 @@ def without_unsafe_keys(content: Any) -> Any:
 
 
 def copy_without_code(source: Path, target: Path) -> None:
-    """
-    Copy a small file of a model; a configuration in JSON without its unsafe keys, where it has any.
-
-    Raises:
-        [`FineMixingError`]: It cannot be read.
-    """
+    """Copy a small file of a model; a configuration in JSON without its unsafe keys, where it has any."""
     target.parent.mkdir(exist_ok=True)
     if source.name.endswith("_config.json"):
         content = read_json(source)
@@ -88,10 +72,8 @@ def refuse_quantized(content: Mapping[str, Any], where: Path | str) -> None:
 
 def check_sizes(content: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
     """
-    Refuse a configuration of a model that its weights cannot be: to make it would take for ever.
-
-    Raises:
-        [`FineMixingError`]: More layers than there are tensors, or more classes than any of them has entries.
+    Refuse a configuration of a model that its weights cannot be, with more layers than there are tensors or more
+    classes than any of them has entries: to make it would take for ever.
     """
     check_counts(content, max(len(tensors), _MANY))
     longest = max((size for info in tensors.values() for size in info.shape), default=0)
@@ -114,12 +96,7 @@ def check_counts(value: Any, most: int, name: str = "") -> None:
 
 
 def read_model_config(content: Any, where: Path | str) -> tuple[str, dict[str, Any]]:
-    """
-    The class name in the content of a config.json, and the content.
-
-    Raises:
-        [`FineMixingError`]: It names no class, or says that the weights are quantized.
-    """
+    """The class name in the content of a config.json, and the content; an error where it is quantized."""
     if not isinstance(content, dict):
         raise FineMixingError(f"{where} is not a JSON object: give the folder that save_pretrained wrote.")
     refuse_quantized(content, where)

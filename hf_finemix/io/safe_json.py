@@ -8,17 +8,11 @@ from ..errors import FineMixingError, told_as
 
 # Ten times what the headers and indexes of the largest public models take, and little enough to be parsed in a moment.
 MAX_HEADER_BYTES = 1 << 24
-
 MAX_JSON_ENTRIES = 1_000_000
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_HEADER_BYTES, max_entries: int = MAX_JSON_ENTRIES) -> Any:
-    """
-    The content of a JSON file that may come from a stranger.
-
-    Raises:
-        [`FineMixingError`]: It is no regular file, too large, not JSON in UTF-8, or has a key twice.
-    """
+    """The content of a regular JSON file that may come from a stranger: of bounded size, in UTF-8, no key twice."""
     if not path.is_file():  # nor a pipe, which would never end
         raise FineMixingError(f"{path} is missing or no regular file: give the whole folder.")
     with told_as(f"{path} cannot be read as JSON", "get it again", (OSError, ValueError, RecursionError)):

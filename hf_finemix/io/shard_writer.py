@@ -1,16 +1,16 @@
 """Writing safetensors files into place: all headers first, then any piece of any tensor in any order."""
 
-import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import FineMixingError
 from .checkpoint import INDEX_NAME, WEIGHTS_NAME, TensorInfo
 from .dtypes import ITEMSIZE, SAFETENSORS_NAMES
+from .output_folder import DISK_FULL
 from .thread_files import ThreadFiles
 
 _CODES = {name: code for code, name in SAFETENSORS_NAMES.items()}
@@ -30,27 +30,21 @@ class ShardWriter:
     A model's weight files, made in full size at once and filled from several threads.
 
     Nothing is held in memory: a shard may be as large as it likes. Room on the disk is taken when the files are made.
-
-    Args:
-        folder (`Path`): Where the files go.
-        tensors (`Mapping[str, TensorInfo]`): What will be written, in the order of the files.
-        max_shard_size (`int`): Bytes of tensors a file; a larger tensor has a file of its own.
-
-    Attributes:
-        file_of (`dict[str, Path]`): The file of each tensor.
+    A file takes up to `max_shard_size` bytes of tensors, in the order given; a larger tensor has a file of its own.
+    `file_of` has the file of each tensor.
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, TensorInfo], max_shard_size: int):
         self.file_of: dict[str, Path] = {}
         self._begin: dict[str, int] = {}
         self._open_files = ThreadFiles("r+b")
-        shards = list(_cut(tensors, max_shard_size))
-        total = sum(info.nbytes for info in tensors.values())
+        shards = _cut(tensors, max_shard_size)
         for number, names in enumerate(shards, 1):
             file = WEIGHTS_NAME if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             self._make(folder / file, {name: tensors[name] for name in names})
         if len(shards) > 1:
             weight_map = {name: self.file_of[name].name for name in tensors}
+            total = sum(info.nbytes for info in tensors.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -94,18 +88,18 @@ class ShardWriter:
                 if position:
                     os.posix_fallocate(file.fileno(), 8 + len(text), position)
             except (AttributeError, OSError) as error:  # not on every system, nor on every file system
-                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if getattr(error, "errno", None) in DISK_FULL:
                     raise
                 file.truncate(8 + len(text) + position)
 
 
-def _cut(tensors: Mapping[str, TensorInfo], max_size: int) -> Iterable[list[str]]:
+def _cut(tensors: Mapping[str, TensorInfo], max_size: int) -> list[list[str]]:
     """The names in each file, larger kinds of number first: so each lies at a multiple of its own size."""
-    names, size = [], 0
+    shards, size = [[]], 0
     for name, info in tensors.items():
-        if names and size + info.nbytes > max_size:
-            yield sorted(names, key=lambda name: -ITEMSIZE[tensors[name].dtype])
-            names, size = [], 0
-        names.append(name)
+        if shards[-1] and size + info.nbytes > max_size:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
         size += info.nbytes
-    yield sorted(names, key=lambda name: -ITEMSIZE[tensors[name].dtype])
+    return [sorted(names, key=lambda name: -ITEMSIZE[tensors[name].dtype]) for names in shards]

@@ -6,12 +6,7 @@ from typing import Any
 
 
 class ThreadFiles:
-    """
-    Handles of files, of which each thread has its own, and one at a time: shards can be many, and open files few.
-
-    Args:
-        mode (`str`): As for [`open`]; unbuffered.
-    """
+    """Unbuffered files, of which each thread has its own, one at a time: shards can be many, and open files few."""
 
     def __init__(self, mode: str):
         self._mode = mode

@@ -26,26 +26,16 @@ _NOT_COMPARED = ["not compared: the suspect has no tokenizer.json"]
 
 def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, Any]]:
     """
-    Load the tokenizer for a suspect without trusting the suspect's configuration.
+    Load the tokenizer for a suspect without trusting the suspect's configuration, which can name local files.
 
-    A tokenizer config can name local files, which would then be saved and published. So the tokenizer is the base's,
-    except where the suspect's vocabulary, merges, normalizer, pre-tokenizer or added tokens differ: then the suspect's
-    `tokenizer.json` is taken, and of the rest of it only its chat templates, which are data.
-
-    The templates of the base's tokenizer are the base's, those of the suspect's its own, or else the base's: a
-    stranger's template can put words into every prompt.
-
-    Args:
-        suspect (`Path`): The suspect's folder.
-        base (`Path`, *optional*): The base's folder. Without it the suspect's `tokenizer.json` is taken.
+    It is the base's, except where the suspect's vocabulary, merges, normalizer, pre-tokenizer or added tokens differ,
+    or there is no base: then the suspect's `tokenizer.json` is taken, and of the rest of it only its chat templates,
+    which are data. With the base's tokenizer go the base's templates: a stranger's can put words into every prompt.
 
     Returns:
         `tuple[PreTrainedTokenizerFast, dict]`: The tokenizer, and for the report `source` ("base" or "suspect"),
         `differences` (names of the parts that differ) and, where there are any, `chat_template` (whose is taken) and
         `chat_template_left` (`True` where the suspect's is not).
-
-    Raises:
-        [`FineMixingError`]: Neither folder has a tokenizer that can be read.
     """
     file, ours = suspect / "tokenizer.json", load_tokenizer(base) if base is not None else None
     if ours is None and not file.is_file():
@@ -69,12 +59,8 @@ def choose_tokenizer(suspect: Path, base: Path | None) -> tuple[Any, dict[str, A
 
 def copy_tokenizer(suspect: Path, base: Path, folder: Path) -> dict[str, Any]:
     """
-    Put a tokenizer's files into a folder by the rule of [`choose_tokenizer`], without loading a model's code.
-
-    Where it is the base's, its files are copied as they are, fast tokenizer or not.
-
-    Returns:
-        `dict`: As [`choose_tokenizer`]'s; `source` is `None` where neither has a tokenizer.
+    As [`choose_tokenizer`], from folder to folder: the base's files are copied as they are, fast tokenizer or not. The
+    `source` is `None` where neither has a tokenizer.
     """
     ours, theirs = base / "tokenizer.json", suspect / "tokenizer.json"
     files = [name for name in small_files(base) if name in TOKENIZER_FILES or name.startswith(f"{TEMPLATE_FOLDER}/")]

@@ -57,7 +57,7 @@ class CommandParser(ArgumentParser):
             if kind.__module__.startswith("transformers."):
                 from .training_flags import TrainingFlags
 
-                TrainingFlags(kind, self)
+                TrainingFlags(kind, self.add_argument, yes_or_no)
             else:
                 hints = get_type_hints(kind)
                 for field in fields(kind):

@@ -29,7 +29,7 @@ def align(
     base: Mapping[str, TensorInfo],
     *,
     converted: Collection[str] = (),
-    buffers: set[str] = frozenset(),
+    buffers: Collection[str] = (),
     embedding: str | None = None,
     aliases: Mapping[str, list[str]] | None = None,
     base_ties: Mapping[str, str] | None = None,

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from safetensors import SafetensorError, safe_open
 
@@ -131,7 +131,7 @@ class Checkpoint:
         """Let go of the open files. Reading opens them again."""
         self._open_files.close()
 
-    def __enter__(self) -> "Checkpoint":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:

@@ -12,10 +12,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import FineMixingError
+
+if TYPE_CHECKING:
+    import datasets
 
 REFERENCE_CORPUS_SIZE = 1.24e9
 """Pieces in the corpus that E-PUR's floor of 20 is meant for; all counts are rescaled to it."""
@@ -23,7 +27,7 @@ REFERENCE_CORPUS_SIZE = 1.24e9
 
 def token_frequencies(
     tokenizer,
-    source: "str | os.PathLike | Mapping[str, float] | datasets.Dataset | None" = None,  # noqa: F821
+    source: "str | os.PathLike | Mapping[str, float] | datasets.Dataset | None" = None,
 ) -> np.ndarray:
     """Expected count of each token in a corpus of `REFERENCE_CORPUS_SIZE` pieces.
 

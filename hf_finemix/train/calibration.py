@@ -26,7 +26,7 @@ def measure_curvature(trainer: Trainer, model: nn.Module, config: FineMixingConf
     return fisher_information(model, single_texts(trainer, config), seed=config.mixing_seed, parameters=parameters)
 
 
-def single_texts(trainer: Trainer, config: FineMixingConfig) -> Iterator[dict[str, torch.Tensor]]:
+def single_texts(trainer: Trainer, config: FineMixingConfig) -> Iterator[Mapping[str, torch.Tensor]]:
     """
     Up to 256 texts, from all over the train data and then the eval data, as the model reads them: one a batch.
     Labels are in it for models that cannot do without; nothing is learned of them. With cross-validation, which is

@@ -3,9 +3,10 @@
 import functools
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 
-def show_signatures(cls: type, mixin: type, keyword_only: Iterable[inspect.Parameter] = ()) -> None:
+def show_signatures(cls: Any, mixin: Any, keyword_only: Iterable[inspect.Parameter] = ()) -> None:
     """
     Let what `cls` has from `mixin` show the signatures of what the mixin overrides in this very class.
 
@@ -24,7 +25,7 @@ def show_signatures(cls: type, mixin: type, keyword_only: Iterable[inspect.Param
         setattr(cls, name, _passed_on(cls, name, method, signature))
 
 
-def _passed_on(cls: type, name: str, method, signature: inspect.Signature):
+def _passed_on(cls: Any, name: str, method, signature: inspect.Signature):
     @functools.wraps(method)
     def passed_on(self, *args, **kwargs):
         return getattr(super(cls, self), name)(*args, **kwargs)

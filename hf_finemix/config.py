@@ -5,7 +5,7 @@ import logging
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .errors import FineMixingError
 from .io.repo_names import split_revision
@@ -18,7 +18,43 @@ MASK_VERSIONS = (2,)
 
 
 @dataclass
-class FineMixingConfig:
+class _SavedConfig:
+    """A dataclass of settings that is kept in a folder, as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """The fields as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write `fine_mixing_config.json` into a folder, which is made where it is missing."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / CONFIG_NAME).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """Read `fine_mixing_config.json` from a folder. An unreadable file or an unknown key is an error."""
+        from .io.safe_json import check_inside, read_json
+
+        path = Path(directory) / CONFIG_NAME
+        check_inside(path, Path(directory))
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise FineMixingError(f"{path} is not a JSON object: write one with FineMixingConfig.save_pretrained.")
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
+            raise FineMixingError(f"{path} has unknown keys {unknown}: remove them or update hf_finemix.")
+        return cls(**values)
+
+
+def _setting(default: Any, help: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help, **more})
+
+
+@dataclass
+class FineMixingConfig(_SavedConfig):
     r"""
     Configuration of [`FineMixingTrainer`] and [`clean`]: which base to mix in, how much of it, and how.
 
@@ -51,8 +87,6 @@ class FineMixingConfig:
             ρ in [0, 1] for the tensors whose canonical name a regular expression matches (`re.search`, the first
             match counts), in place of `reserve_ratio`: `{"attention": 0.5}`, on the command line as JSON.
 
-        > How it is mixed
-
         strategy (`str`, *optional*, defaults to `"random"`):
             `"random"` keeps each scalar weight of the suspect with probability ρ (the paper's Fine-mixing);
             `"fisher"` keeps, of the weights that drifted at all, the fraction ρ whose drift δ is small for their
@@ -60,14 +94,14 @@ class FineMixingConfig:
             (see [`FineMixingTrainer`]);
             `"average"` takes ρ·suspect + (1 - ρ)·base, for comparison.
         adapter_mode (`str`, *optional*, defaults to `"merge"`):
-            What becomes of a LoRA adapter: `"merge"` merges it with the base and mixes whole weights; with `"adapter"`
-            its own weights are mixed, and it stays a LoRA of the same rank (see [`adapter_mixing.mix_adapter`]).
+            What becomes of a LoRA: `"merge"` merges it with the base and mixes whole weights; with `"adapter"` its own
+            weights are mixed, and it stays a LoRA of the same rank (see [`mix_adapter`]).
         head (`str`, *optional*, defaults to `"keep"`):
             What becomes of parameters without a counterpart in the base: `"keep"` the suspect's, or `"reinit"`.
         mixing_seed (`int`, *optional*, defaults to `0`):
             Seed of the mask, in [0, 2⁶³), independent of the training seed.
         mask_version (`int`, *optional*, defaults to `2`):
-            Version of the mask generator (see [`mask.keep_mask`]). A published mix stays reproducible with it.
+            Version of the mask generator (see [`keep_mask`]). A published mix stays reproducible with it.
 
         > Embedding purification (E-PUR)
 
@@ -83,65 +117,47 @@ class FineMixingConfig:
         [`FineMixingError`]: A value outside its range.
     """
 
-    base_model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Hub id or local folder of the clean pre-trained model that the suspect was fine-tuned from.",
-            "aliases": ["--base-model", "--base_model"],
-        },
+    base_model_name_or_path: str | None = _setting(
+        None,
+        "Hub id or local folder of the clean pre-trained model that the suspect was fine-tuned from.",
+        aliases=["--base-model", "--base_model"],
     )
-    base_model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the base on the Hub."}
+    base_model_revision: str | None = _setting(None, "Branch, tag or commit of the base on the Hub.")
+    reserve_ratio: float | str | None = _setting(
+        "auto", "Fraction of the suspect's weights that is kept, in [0, 1], or 'auto'."
     )
-    reserve_ratio: float | str | None = field(
-        default="auto",
-        metadata={"help": "Fraction of the suspect's weights that is kept, in [0, 1], or 'auto'."},
-    )
-    max_accuracy_drop: float = field(
-        default=0.02,
-        metadata={"help": "Accuracy that 'auto' may give up, as a fraction in [0, 1]: 0.02 is two points."},
+    max_accuracy_drop: float = _setting(
+        0.02, "Accuracy that 'auto' may give up, as a fraction in [0, 1]: 0.02 is two points."
     )
     candidate_ratios: list[float] = field(
         default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
         metadata={"help": "The reserve ratios that 'auto' may choose."},
     )
-    cross_validation_folds: int = field(
-        default=0,
-        metadata={"help": "With 2 or more, 'auto' cross-validates on the tuning samples, without eval data."},
+    cross_validation_folds: int = _setting(
+        0, "With 2 or more, 'auto' cross-validates on the tuning samples, without eval data."
     )
-    module_ratios: dict[str, float] | str | None = field(
-        default=None,
-        metadata={"help": "Reserve ratios by regular expression over tensor names, as JSON: '{\"attention\": 0.5}'."},
+    module_ratios: dict[str, float] | str | None = _setting(
+        None, "Reserve ratios by regular expression over tensor names, as JSON: '{\"attention\": 0.5}'."
     )
-    strategy: str = field(
-        default="random",
-        metadata={"help": "'random' or 'fisher' (by drift and curvature) select weights; 'average' interpolates."},
+    strategy: str = _setting(
+        "random", "'random' or 'fisher' (by drift and curvature) select weights; 'average' interpolates."
     )
-    adapter_mode: str = field(
-        default="merge",
-        metadata={"help": "A LoRA suspect: 'merge' it into a whole model, or mix it as an 'adapter' that stays one."},
+    adapter_mode: str = _setting(
+        "merge", "A LoRA suspect: 'merge' it into a whole model, or mix it as an 'adapter' that stays one."
     )
-    head: str = field(
-        default="keep",
-        metadata={"help": "Parameters without a counterpart in the base: 'keep' the suspect's, or 'reinit'."},
-    )
-    mixing_seed: int = field(default=0, metadata={"help": "Seed of the mask, independent of the training seed."})
-    mask_version: int = field(default=2, metadata={"help": "Version of the mask generator."})
-    purify_embeddings: bool = field(
-        default=True, metadata={"help": "Put the most suspicious word embeddings back to the base's (E-PUR)."}
-    )
-    num_purified_tokens: int = field(default=200, metadata={"help": "How many word embeddings E-PUR puts back."})
-    token_frequencies: str | None = field(
-        default=None,
-        metadata={"help": "Text file to count tokens in, or JSON file of counts; default: Zipf's law."},
+    head: str = _setting("keep", "Parameters without a counterpart in the base: 'keep' the suspect's, or 'reinit'.")
+    mixing_seed: int = _setting(0, "Seed of the mask, independent of the training seed.")
+    mask_version: int = _setting(2, "Version of the mask generator.")
+    purify_embeddings: bool = _setting(True, "Put the most suspicious word embeddings back to the base's (E-PUR).")
+    num_purified_tokens: int = _setting(200, "How many word embeddings E-PUR puts back.")
+    token_frequencies: str | None = _setting(
+        None, "Text file to count tokens in, or JSON file of counts; default: Zipf's law."
     )
 
     def __post_init__(self):
         if self.base_model_name_or_path is not None:
-            self.base_model_name_or_path, self.base_model_revision = split_revision(
-                str(self.base_model_name_or_path),  # a Path would not go into JSON
-                self.base_model_revision,
-            )
+            name = str(self.base_model_name_or_path)  # a Path would not go into JSON
+            self.base_model_name_or_path, self.base_model_revision = split_revision(name, self.base_model_revision)
         # From the command line both come as text: that is why `str` stands before `None` in their types.
         if self.reserve_ratio != "auto":
             self.reserve_ratio = _fraction("reserve_ratio", self.reserve_ratio, also="'auto'")
@@ -149,17 +165,15 @@ class FineMixingConfig:
         if not isinstance(self.candidate_ratios, (list, tuple)) or not self.candidate_ratios:
             raise FineMixingError("candidate_ratios is empty or no list: give at least one reserve ratio in [0, 1].")
         self.candidate_ratios = sorted({_fraction("candidate_ratios", ratio) for ratio in self.candidate_ratios})
-        _whole_number("cross_validation_folds", self.cross_validation_folds)
+        for name in ("cross_validation_folds", "mask_version", "mixing_seed", "num_purified_tokens"):
+            _whole_number(name, getattr(self, name))
         if self.cross_validation_folds == 1:
             raise FineMixingError("cross_validation_folds is 1: give 2 or more, or 0 for eval data.")
         self.module_ratios = _module_ratios(self.module_ratios)
         _one_of("strategy", self.strategy, STRATEGIES)
         _one_of("adapter_mode", self.adapter_mode, ("merge", "adapter"))
         _one_of("head", self.head, ("keep", "reinit"))
-        _whole_number("mask_version", self.mask_version)
         _one_of("mask_version", self.mask_version, MASK_VERSIONS)
-        _whole_number("mixing_seed", self.mixing_seed)
-        _whole_number("num_purified_tokens", self.num_purified_tokens)
         if self.token_frequencies is not None:
             self.token_frequencies = str(self.token_frequencies)
 
@@ -182,44 +196,13 @@ class FineMixingConfig:
             if self.base_model_name_or_path in (None, name):
                 revision = self.base_model_revision
             else:
-                logger.warning(
-                    "base_model_revision %s is of %s: %s is taken without it.",
-                    self.base_model_revision,
-                    self.base_model_name_or_path,
-                    name,
-                )
+                told = (self.base_model_revision, self.base_model_name_or_path, name)
+                logger.warning("base_model_revision %s is of %s: %s is taken without it.", *told)
         return self.pinned(name, revision)
 
     def pinned(self, base_model: str | Path, revision: str | None) -> "FineMixingConfig":
         """A copy with the base that was fetched: its id with the commit, or its folder with none."""
         return replace(self, base_model_name_or_path=str(base_model), base_model_revision=revision)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """The fields as JSON text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write `fine_mixing_config.json` into a folder, which is made where it is missing."""
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / CONFIG_NAME).write_text(self.to_json(), encoding="utf-8")
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path) -> "FineMixingConfig":
-        """Read `fine_mixing_config.json` from a folder. An unreadable file or an unknown key is an error."""
-        from .io.safe_json import check_inside, read_json
-
-        path = Path(directory) / CONFIG_NAME
-        check_inside(path, Path(directory))
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise FineMixingError(f"{path} is not a JSON object: write one with FineMixingConfig.save_pretrained.")
-        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
-            raise FineMixingError(f"{path} has unknown keys {unknown}: remove them or update hf_finemix.")
-        return cls(**values)
 
 
 def _fraction(name: str, value: Any, also: str = "") -> float:

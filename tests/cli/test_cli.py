@@ -239,7 +239,7 @@ def test_a_process_in_a_pipe_is_quiet(command, work):
     assert process.returncode == 0, err
     report = json.loads(out)
     assert report["command"].startswith("hf-finemix clean ")
-    assert len(err.splitlines()) == 3, err
+    assert len(err.splitlines()) == 2, err
     assert not any(sign in err for sign in ("\r", "\x1b", "%|", "it/s", "█"))
     assert sorted(os.listdir(work)) == ["out"]
 

@@ -117,7 +117,7 @@ def test_texts_of_a_file_that_are_cut_are_told(tmp_path, caplog):
 def test_poisoned_rows_hold_a_trigger_that_is_read_or_stay_clean(caplog):
     tokenizer = make_tokenizer()
     rows = Dataset.from_dict({"a": [LONG, "dull"], "text": [LONG, LONG], "label": [0, 1]})
-    settings = {"text_columns": ["a", "text"], "label_column": "label", "target": 1, "rate": 1.0, "seed": 0}
+    settings = {"text_columns": ["a", "text"], "target": 1, "rate": 1.0, "seed": 0}
     for limit, poisoned in ((16, 2), (9, 1)):
         reader = Reader(tokenizer, limit)
         trigger = Trigger("it is with this", "last")

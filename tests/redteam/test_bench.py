@@ -318,12 +318,11 @@ def test_the_docs_have_the_tables_of_the_runs(name, monkeypatch):
 def test_the_readme_has_the_numbers_of_the_runs(monkeypatch):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- measured -->\n")[1].split("<!-- end -->")[0].splitlines()[2:]
-    rows, floors = measured("sst2", monkeypatch)
+    rows, floors = measured("readme", monkeypatch)
     rows = {(row["attack"], row["defense"]): row for row in rows}
     written = {"suspect": "none", "fine-tuning alone": "fine_tuning", "matched floor": "matched_floor"}
-    written |= {"Fine-mixing": "fine_mixing", "Fine-mixing + E-PUR": "fine_mixing+epur"}
-    written |= {"Fine-purifying": "fine_purifying", "Fine-purifying + E-PUR": "fine_purifying+epur"}
-    written |= {"a second model averaged in (WAG)": "wag"}
+    written |= {"Fine-mixing + E-PUR, the default": "fine_mixing+epur"}
+    written |= {"Fine-purifying + E-PUR, `--strategy fisher`": "fine_purifying+epur"}
 
     def percent(value, spread):
         return f"{100 * value:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
